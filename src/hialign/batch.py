@@ -1,0 +1,68 @@
+"""The nouns that data, models and objectives share: frozen dataclasses of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+def _map_tensors(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same value with ``function`` applied to every tensor in it, nested dataclasses included."""
+    if isinstance(value, Tensor):
+        return function(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _map_tensors(getattr(value, f.name), function) for f in fields(value)})
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Rows of token ids, right-padded to the longest."""
+
+    ids: Tensor  # (batch, length), int64
+    mask: Tensor  # (batch, length), int64: 1 on tokens, 0 on padding
+    labels: Tensor  # (batch, length), int64: the id where it is to be predicted, -100 elsewhere
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What every batch has; ``records`` names the rows, so that an error can say where it came from."""
+
+    records: tuple[str, ...]
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """The same batch with every tensor on ``device``."""
+        moved: Self = _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        return moved
+
+    def pin_memory(self) -> Self:
+        """The same batch in page-locked memory; the name is the one that torch's DataLoader calls."""
+        pinned: Self = _map_tensors(self, lambda tensor: tensor.pin_memory())
+        return pinned
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageBatch(Batch):
+    """Images and the text that is to be predicted from them."""
+
+    pixel_values: Tensor  # (batch, 3, height, width), one image a row
+    text: Tokens  # image placeholders expanded to one id per patch, then the text
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairBatch(Batch):
+    """Images, each with one caption, as two towers see them: row i of both belongs together."""
+
+    pixel_values: Tensor  # (batch, 3, height, width)
+    caption: Tokens  # in the language model's vocabulary, no image placeholder
+    clip_caption: Tokens  # in the CLIP text tower's vocabulary, start and end tokens included

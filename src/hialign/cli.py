@@ -1,0 +1,129 @@
+"""The console script: a table of commands, each imported only when it is called.
+
+Nothing here imports torch or Hydra, so that help and typing mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from hialign import __version__
+
+# name -> (module:function, one line of help). The functions take no arguments and read sys.argv, as Hydra's do.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "train": ("hialign.runner.commands.train:main", "train an experiment, one stage after another"),
+    "evaluate": ("hialign.runner.commands.evaluate:main", "answer a benchmark with a run's model and score it"),
+    "export": ("hialign.runner.commands.export:main", "write a run's model as a standard Hugging Face folder"),
+    "demo": ("hialign.runner.commands.demo:main", "show the whole thing on a laptop in minutes, no downloads"),
+    "configs": ("hialign.runner.commands.configs:main", "list what can be chosen: experiments, models, data, ..."),
+}
+
+EXAMPLES = """\
+  hialign demo
+  hialign train experiment=hacl
+  hialign train experiment=hierarchical solver=joint model=tiny seed=3
+  hialign train -m experiment=llava,hacl,hierarchical seed=0,1,2
+  hialign train experiment=hacl --cfg job        print the composed config, train nothing
+  hialign train --help                           the groups to choose from, and Hydra's own flags
+  hialign evaluate run=runs/hacl/NAME benchmark=[pope,chair]"""
+
+# Hydra's flags. argparse takes any unambiguous prefix of them, so that `--experiment x` would be read as
+# `--experimental-rerun x` and crash; only what is written in full here is let through.
+HYDRA_FLAGS = {
+    *("--help", "-h", "--hydra-help", "--version"),
+    *("--cfg", "-c", "--resolve", "--package", "-p", "--info", "-i"),
+    *("--run", "-r", "--multirun", "-m", "--experimental-rerun"),
+    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    *("--shell-completion", "-sc"),
+}
+
+# What a command raises when the user's input is at fault. Anything else is a bug of ours and keeps its traceback.
+USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
+def help_text() -> str:
+    """The table of commands, with examples."""
+    width = max(map(len, COMMANDS))
+    rows = "\n".join(f"  {name:<{width}}  {line}" for name, (_, line) in COMMANDS.items())
+    return (
+        f"hialign {__version__}: multimodal LLMs that hallucinate less\n\n"
+        f"usage: hialign COMMAND [key=value ...] [Hydra's flags]\n\n{rows}\n\nexamples:\n{EXAMPLES}\n\n"
+        "HIALIGN_TRACEBACK=1 shows the full traceback of an error."
+    )
+
+
+def unknown_command(name: str) -> str:
+    """What to say to a command that is not in the table."""
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"choose one of: {', '.join(COMMANDS)}"
+    return f"hialign: no command '{name}'; {hint}"
+
+
+def refused_flag(command: str, arguments: Sequence[str]) -> str | None:
+    """What to say to the first flag that is not one of Hydra's, or None if there is none."""
+    for place, argument in enumerate(arguments):
+        if not re.match(r"--?[a-zA-Z]", argument):
+            continue
+        flag, has_value, value = argument.partition("=")
+        if flag in HYDRA_FLAGS:
+            continue
+        if not has_value:
+            following = next(iter(arguments[place + 1 :]), "")
+            value = following if following and not re.search(r"^-|=", following) else "..."
+        near = difflib.get_close_matches(flag, HYDRA_FLAGS, n=1, cutoff=0.8)
+        hint = f" (or did you mean Hydra's {near[0]}?)" if near else ""
+        wanted = f"{flag.lstrip('-')}={value}"
+        return f"hialign {command}: settings are written without dashes: instead of '{flag}' write {wanted}{hint}"
+    return None
+
+
+def load(target: str) -> Callable[[], object]:
+    """The function behind ``module:function``."""
+    module, _, function = target.partition(":")
+    command: Callable[[], object] = getattr(importlib.import_module(module), function)
+    return command
+
+
+def call(name: str, arguments: Sequence[str]) -> int:
+    """The exit code of one command, run with ``arguments`` in sys.argv."""
+    target, _ = COMMANDS[name]
+    sys.argv = [f"hialign {name}", *arguments]
+    try:
+        code = load(target)()
+    except KeyboardInterrupt:
+        print(f"\nhialign {name}: interrupted", file=sys.stderr)
+        return 130
+    except USER_ERRORS as error:
+        if os.environ.get("HIALIGN_TRACEBACK", "0") not in ("", "0"):
+            traceback.print_exc()
+        print(f"hialign: {error}", file=sys.stderr)
+        return 1
+    return code if isinstance(code, int) else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command that ``arguments`` (by default the command line) name; returns the exit code."""
+    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(help_text())
+        return 0
+    if name in ("-V", "--version"):
+        print(f"hialign {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(unknown_command(name), file=sys.stderr)
+        return 2
+    if refusal := refused_flag(name, rest):
+        print(refusal, file=sys.stderr)
+        return 2
+    return call(name, rest)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

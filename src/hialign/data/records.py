@@ -1,0 +1,158 @@
+"""Records, the datasets that hold them, and the errors that name them."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+import numpy as np
+from PIL import Image
+
+
+class Record(Protocol):
+    """Anything with an id; a dataset adapter decides what else it holds."""
+
+    @property
+    def id(self) -> str: ...
+
+
+R = TypeVar("R", bound=Record)
+R_co = TypeVar("R_co", bound=Record, covariant=True)
+
+
+@dataclass(frozen=True)
+class CaptionedImage:
+    """One image and every caption written for it, at least one."""
+
+    id: str
+    image: Path
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A record that was left out, the file that named it, and why."""
+
+    file: str
+    record: str
+    problem: str
+
+
+class BadRecord(ValueError):
+    """A record that cannot be used: which file and record, what is wrong with it, how to mend it."""
+
+    def __init__(self, file: str, record: str, problem: str, fix: str) -> None:
+        # All four go to ValueError, so that pickle can rebuild the error on its way out of a worker process.
+        super().__init__(file, record, problem, fix)
+        self.file = file
+        self.record = record
+        self.problem = problem
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.record}: {self.problem}; {self.fix}"
+
+
+def check_on_error(on_error: str) -> None:
+    """Nothing, or a ValueError when ``on_error`` is neither "raise" nor "skip"."""
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f'on_error={on_error!r}: wanted "raise" or "skip"')
+
+
+@dataclass(frozen=True)
+class Dataset(Generic[R_co]):
+    """Named records, never empty, with those left out on the way and what to do about a bad one met later.
+
+    ``on_error`` is "raise" or "skip"; it decides about records that only fail when they are loaded.
+    """
+
+    name: str
+    records: Sequence[R_co]
+    skipped: tuple[Skipped, ...] = ()
+    on_error: str = "raise"
+
+    def __post_init__(self) -> None:
+        check_on_error(self.on_error)
+        if len(self.records) == 0:
+            first = "; ".join(f"{s.file}: {s.record}: {s.problem}" for s in self.skipped[:3])
+            raise ValueError(
+                f"dataset {self.name!r} has no records, {len(self.skipped)} were skipped"
+                + (f" (first: {first}); mend the files" if first else "; give it more records or another holdout")
+            )
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Datasets and the weight with which each row of a batch is drawn from them."""
+
+    datasets: tuple[Dataset[Any], ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.datasets or len(self.datasets) != len(self.weights):
+            raise ValueError(
+                f"mix: {len(self.datasets)} datasets and {len(self.weights)} weights; give one weight per dataset"
+            )
+        if not all(weight > 0 and math.isfinite(weight) for weight in self.weights):
+            raise ValueError(f"mix: weights={list(self.weights)}: each must be a finite number above 0")
+
+
+def mix(datasets: list[Dataset[Any]], weights: list[float]) -> Mixture:
+    """The mixture of ``datasets``, each row drawn from one of them in proportion to ``weights``."""
+    return Mixture(tuple(datasets), tuple(float(weight) for weight in weights))
+
+
+def split(records: Sequence[R], part: Literal["train", "heldout"], *, holdout: float, seed: int) -> list[R]:
+    """The records of one part, ordered by id.
+
+    A seeded permutation of the records ordered by id chooses round(holdout * n) held-out ones, at least one when
+    holdout > 0, so that the parts do not depend on the order in a file; together they hold every record once.
+    """
+    if part not in ("train", "heldout"):
+        raise ValueError(f'part={part!r}: wanted "train" or "heldout"')
+    if not 0 <= holdout < 1:
+        raise ValueError(f"holdout={holdout}: wanted a share in [0, 1), for example 0.1")
+    ordered = sorted(records, key=lambda record: record.id)
+    for before, after in pairwise(ordered):
+        if before.id == after.id:
+            raise ValueError(f"two records have the id {after.id!r}; ids must differ to be split")
+    count = max(1, round(holdout * len(ordered))) if holdout > 0 else 0
+    chosen = set(np.random.default_rng(seed).permutation(len(ordered))[:count].tolist())
+    return [record for index, record in enumerate(ordered) if (index in chosen) == (part == "heldout")]
+
+
+def image_path(root: Path, name: str, *, file: str, record: str) -> Path:
+    """The path of image ``name`` under ``root``; a BadRecord when the name leads out of it.
+
+    Only the name is judged: a symbolic link below ``root`` may point anywhere, as the layouts of download caches do.
+    """
+    path = os.path.abspath(root / name)
+    if not path.startswith(os.path.join(os.path.abspath(root), "")):
+        raise BadRecord(
+            file, record, f"image {name!r} is not inside {root}", f"write the name relative to {root}, without '..'"
+        )
+    return Path(path)
+
+
+def load_image(record: CaptionedImage) -> Image.Image:
+    """The record's image in RGB; a BadRecord when the file is gone, empty, truncated or no image."""
+    try:
+        with Image.open(record.image) as image:
+            return image.convert("RGB")
+    # Pillow's decoders let more than OSError out for broken files; each of these was seen or is documented.
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        raise BadRecord(
+            str(record.image),
+            record.id,
+            f"the image cannot be read ({type(error).__name__}: {error})",
+            'get the file again, or leave it out with on_error="skip"',
+        ) from error

@@ -1,0 +1,75 @@
+"""Parts of the model by name, and which of them train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from hialign.models.root import Root
+
+_PREFIXES = {
+    "vision": ("llava.model.vision_tower.",),
+    "projector": ("llava.model.multi_modal_projector.",),
+    "llm": ("llava.model.language_model.", "llava.lm_head."),
+    "text": ("alignment.text.",),
+    "heads": ("alignment.heads.",),
+    "temperature": ("alignment.log_temperature",),
+}
+PARTS = tuple(_PREFIXES)
+MODES = ("frozen", "full")
+
+
+def part_of(name: str) -> str:
+    """The part that the root's parameter called ``name`` belongs to."""
+    for part, prefixes in _PREFIXES.items():
+        if name.startswith(prefixes):
+            return part
+    raise AssertionError(f"{name} is in no part")
+
+
+def set_trainable(root: Root, modes: Mapping[str, str]) -> None:
+    """Lets the parts with mode ``full`` train and freezes all others."""
+    for part, mode in modes.items():
+        if part not in PARTS or mode not in MODES:
+            raise ValueError(
+                f"train.{part}: got {mode!r}; wanted one of {', '.join(MODES)} for one of the parts {', '.join(PARTS)}"
+            )
+    for name, parameter in root.named_parameters():
+        parameter.requires_grad_(modes.get(part_of(name), "frozen") == "full" and name not in fixed_names(root))
+
+
+def fixed_names(root: Root) -> set[str]:
+    """Parameters that never train: the identity that makes Llava's two-layer projector a linear one."""
+    if root.llava.config.projector_hidden_act != "linear":
+        return set()
+    return {f"llava.model.multi_modal_projector.linear_2.{name}" for name in ("weight", "bias")}
+
+
+def make_projector_linear(root: Root) -> None:
+    """Turns the projector's second layer into the identity, so that with a linear activation one map is left.
+
+    Llava's code has two layers always; this way a linear projector (LLaVA 1.0's) stays a standard checkpoint.
+    """
+    second = root.llava.model.multi_modal_projector.linear_2
+    nn.init.eye_(second.weight)
+    nn.init.zeros_(second.bias)
+
+
+@dataclass(frozen=True)
+class PartCount:
+    """How many parameters a part has, and how many of them train."""
+
+    part: str
+    total: int
+    trainable: int
+
+
+def count(root: Root) -> list[PartCount]:
+    """One row a part, in the order of ``PARTS``."""
+    rows = []
+    for part in PARTS:
+        sizes = [(p.numel(), p.requires_grad) for name, p in root.named_parameters() if part_of(name) == part]
+        rows.append(PartCount(part, sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)))
+    return rows

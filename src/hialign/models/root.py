@@ -1,0 +1,102 @@
+"""The one way into the model: every loss goes through ``Root.forward``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import LlavaForConditionalGeneration
+
+from hialign.batch import Tokens
+from hialign.models.heads import Alignment
+
+if TYPE_CHECKING:
+    from hialign.batch import Batch
+    from hialign.objectives import Objective, Result
+
+
+class Root(nn.Module):
+    """A standard Llava with the alignment modules beside it.
+
+    Sharding hooks sit on this module, so a loss calls ``root(objective, batch)`` and never a module inside: the
+    objective then finds every parameter gathered. What objectives may call are the methods below.
+    """
+
+    def __init__(self, llava: LlavaForConditionalGeneration, alignment: Alignment) -> None:
+        super().__init__()
+        self.llava = llava
+        self.alignment = alignment
+
+    def forward(self, objective: Objective, batch: Batch) -> Result:
+        """``objective(self, batch)``."""
+        return objective(self, batch)
+
+    @property
+    def temperature(self) -> Tensor:
+        """The contrastive temperature, shape (1,)."""
+        return self.alignment.temperature
+
+    def next_token_logits(self, pixel_values: Tensor, text: Tokens) -> Tensor:
+        """Logits (batch, length, vocabulary)."""
+        output = self.llava(
+            input_ids=text.ids, attention_mask=text.mask, pixel_values=pixel_values, use_cache=False, return_dict=True
+        )
+        logits: Tensor = output.logits
+        return logits
+
+    def image_embeddings(self, pixel_values: Tensor, pairs: tuple[str, ...]) -> dict[str, Tensor]:
+        """For each pair, the images' embeddings (batch, embed_dim), not normalised; the tower runs once for all."""
+        pooled, tokens = self._image_states(pixel_values, projected=pairs != ("clip",))
+        read = {
+            "clip": lambda: pooled,
+            "projector": lambda: tokens.mean(dim=1),
+            "llm": lambda: self._read_image(tokens),
+        }
+        return {pair: self.alignment.head(pair, "image", read[pair]()) for pair in pairs}
+
+    def text_embeddings(self, caption: Tokens, clip_caption: Tokens, pairs: tuple[str, ...]) -> dict[str, Tensor]:
+        """For each pair, the captions' embeddings (batch, embed_dim), not normalised."""
+        read = {
+            "clip": lambda: self.alignment.embed_text(clip_caption),
+            "projector": lambda: self._mean_embedding(caption),
+            "llm": lambda: self._read_caption(caption),
+        }
+        return {pair: self.alignment.head(pair, "text", read[pair]()) for pair in pairs}
+
+    def _image_states(self, pixel_values: Tensor, *, projected: bool) -> tuple[Tensor, Tensor]:
+        """The tower's pooled state (batch, vision width) and the projected tokens (batch, patches, llm width).
+
+        The tower runs once for both. Without ``projected`` the second is empty.
+        """
+        inner = self.llava.model
+        states = inner.vision_tower(pixel_values, output_hidden_states=True)
+        if not projected:
+            return states.pooler_output, pixel_values.new_empty(0)
+        layer = states.hidden_states[self.llava.config.vision_feature_layer]
+        first = 1 if self.llava.config.vision_feature_select_strategy == "default" else 0  # drops the class token
+        return states.pooler_output, inner.multi_modal_projector(layer[:, first:])
+
+    def _mean_embedding(self, caption: Tokens) -> Tensor:
+        embeddings = self.llava.get_input_embeddings()(caption.ids)
+        mask = caption.mask.unsqueeze(-1).to(embeddings.dtype)
+        mean: Tensor = (embeddings * mask).sum(dim=1) / mask.sum(dim=1)
+        return mean
+
+    def _read_image(self, tokens: Tensor) -> Tensor:
+        """The language model's last state after the image tokens and the end token that closes every caption."""
+        end_id = torch.tensor(self.llava.config.text_config.eos_token_id, device=tokens.device)
+        end = self.llava.get_input_embeddings()(end_id).to(tokens.dtype).expand(len(tokens), 1, -1)
+        states = self.llava.model.language_model(inputs_embeds=torch.cat([tokens, end], dim=1), use_cache=False)
+        last: Tensor = states.last_hidden_state[:, -1]
+        return last
+
+    def _read_caption(self, caption: Tokens) -> Tensor:
+        states = self.llava.model.language_model(input_ids=caption.ids, attention_mask=caption.mask, use_cache=False)
+        return _last(states.last_hidden_state, caption.mask)
+
+
+def _last(rows: Tensor, mask: Tensor) -> Tensor:
+    """Each row's (width,) entry at its last token, (batch, width)."""
+    places = mask.sum(dim=1) - 1
+    return rows[torch.arange(len(rows), device=rows.device), places]

@@ -1,0 +1,66 @@
+"""The alignment level: an image's embedding against its caption's."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hialign.batch import Batch, PairBatch
+from hialign.distributed import gather
+from hialign.losses import info_nce
+from hialign.objectives.result import Parts, Result
+
+PAIRS = ("clip", "projector", "llm")
+
+
+class Contrastive:
+    """InfoNCE in both directions, summed over pairs of embeddings of the same batch.
+
+    ``clip``: the image tower against the CLIP text tower. ``projector``: the projected image tokens' mean against the
+    mean of the caption's embeddings in the language model's input space. ``llm``: the language model's last hidden
+    state of the image tokens against that of the caption, as HACL has it.
+
+    The batch is one whole: its rows are each other's negatives, over all ranks too.
+
+    Source: Radford et al. 2021, arXiv:2103.00020, sec. 2.3 (``clip``); Jiang et al. 2024, arXiv:2312.06968 (``llm``).
+    Differs: gradients are those of the full batch over all ranks.
+    """
+
+    batch_type: type[Batch] = PairBatch
+    whole_batch = True
+
+    def __init__(self, pairs: Sequence[str] = ("clip", "projector")) -> None:
+        unknown = [pair for pair in pairs if pair not in PAIRS]
+        if unknown or not pairs or len(set(pairs)) < len(pairs):
+            raise ValueError(f"pairs: got {list(pairs)}, wanted one or more, each once, of {', '.join(PAIRS)}")
+        self.pairs = tuple(pairs)
+
+    def __call__(self, parts: Parts, batch: Batch) -> Result:
+        """The loss summed over this rank's rows, and their number."""
+        assert isinstance(batch, PairBatch)
+        images = parts.image_embeddings(batch.pixel_values, self.pairs)
+        texts = parts.text_embeddings(batch.caption, batch.clip_caption, self.pairs)
+        same = _same_image(batch)
+        losses = {pair: _both_ways(images[pair], texts[pair], parts.temperature, same) for pair in self.pairs}
+        rows = torch.tensor(float(len(batch)), device=batch.pixel_values.device)
+        numbers = {f"{pair}_loss": loss.detach() for pair, loss in losses.items()} if len(losses) > 1 else {}
+        return Result(torch.stack(list(losses.values())).sum() * rows, rows, numbers)
+
+
+def _both_ways(images: Tensor, texts: Tensor, temperature: Tensor, same: Tensor) -> Tensor:
+    all_images, offset = gather(images)
+    all_texts, _ = gather(texts)
+    image_to_text = info_nce(images, all_texts, temperature=temperature, offset=offset, same=same)
+    text_to_image = info_nce(texts, all_images, temperature=temperature, offset=offset, same=same)
+    return (image_to_text + text_to_image) / 2
+
+
+def _same_image(batch: PairBatch) -> Tensor:
+    """(rows, all ranks' rows): whether both show the same record, as where a batch runs into the next epoch."""
+    digests = [hashlib.blake2b(record.encode(), digest_size=8).digest() for record in batch.records]
+    keys = torch.tensor([int.from_bytes(d, signed=True) for d in digests], device=batch.pixel_values.device)
+    all_keys, _ = gather(keys)
+    return keys.unsqueeze(1) == all_keys

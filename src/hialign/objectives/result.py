@@ -1,0 +1,55 @@
+"""What an objective returns, and what it needs of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from hialign.batch import Batch, Tokens
+
+
+@dataclass(frozen=True)
+class Result:
+    """A sum and what to divide it by.
+
+    A mean could not be joined over micro-batches and ranks; the training loop adds both and divides once.
+    """
+
+    loss_sum: Tensor  # scalar, with gradient
+    weight: Tensor  # scalar, without: how many tokens or rows the sum runs over
+    numbers: Mapping[str, float | Tensor] = field(default_factory=dict)  # means over this batch, only logged
+
+
+class Parts(Protocol):
+    """The model as objectives see it: what goes in and what comes out, nothing of how it is built."""
+
+    def next_token_logits(self, pixel_values: Tensor, text: Tokens) -> Tensor:
+        """Logits (batch, length, vocabulary) of a row of text that holds the image's placeholders."""
+        ...
+
+    def image_embeddings(self, pixel_values: Tensor, pairs: tuple[str, ...]) -> dict[str, Tensor]:
+        """For each pair by name, the images' embeddings (batch, dim)."""
+        ...
+
+    def text_embeddings(self, caption: Tokens, clip_caption: Tokens, pairs: tuple[str, ...]) -> dict[str, Tensor]:
+        """For each pair by name, the captions' embeddings (batch, dim)."""
+        ...
+
+    @property
+    def temperature(self) -> Tensor:
+        """The contrastive temperature, shape (1,)."""
+        ...
+
+
+class Objective(Protocol):
+    """A loss on a model: ``batch_type`` says which batches it reads, ``whole_batch`` that its rows see each other."""
+
+    batch_type: type[Batch]
+    whole_batch: bool
+
+    def __call__(self, parts: Parts, batch: Batch) -> Result:
+        """The loss of one micro-batch."""
+        ...

@@ -1,0 +1,158 @@
+"""From a validated config to the model, the streams and the stages of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from hialign import distributed
+from hialign.batch import Batch, LanguageBatch, PairBatch
+from hialign.data import Dataset, LanguageCollator, Loader, Mixture, PairCollator, Skipped
+from hialign.models import Model, load, part_of, set_trainable
+from hialign.objectives import Objective
+from hialign.runner.build import build
+from hialign.solvers import Level
+from hialign.solvers import Single as SingleLevel
+from hialign.training import LevelRun, Optimisation, Stage, latest, load_weights
+from hialign.training.checkpoint import Checkpoint, read_weights
+
+OnSkip = Callable[[Skipped], None]
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this process; joins the other processes if there are any."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise ValueError(f"trainer.device: got {name!r}, wanted auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("trainer.device: got cuda, and torch sees no GPU; use trainer.device=cpu")
+    return distributed.start(cpu=name == "cpu")
+
+
+def build_model(config: DictConfig) -> Model:
+    """The run's starting model: what ``model`` describes, or another run's where ``model.from_run`` names it."""
+    node = OmegaConf.to_container(config.model, resolve=True)
+    assert isinstance(node, dict)
+    other = node.pop("from_run", None)
+    model: Model = load_run(Path(other)) if other else build(node, "model", config.allow)
+    return model
+
+
+def load_run(run: Path) -> Model:
+    """A run's model: its ``model/`` folder if it finished, else its last checkpoint on what it started from."""
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"run={run}: no config.yaml there; wanted a run folder, such as runs/<experiment>/<name>")
+    if (run / "model").is_dir():
+        return load(str(run / "model"))
+    config = OmegaConf.load(run / "config.yaml")
+    assert isinstance(config, DictConfig)
+    last = latest(run, list(config.stages))
+    if last is None:
+        raise ValueError(f"run={run}: it has neither a model/ nor a checkpoint yet")
+    model = build_model(config)
+    load_weights(model.root, read_weights(last))
+    return model
+
+
+def collator(batch_type: type[Batch], model: Model) -> LanguageCollator | PairCollator:
+    """What turns records into the batches that an objective reads."""
+    tokenizer, images = model.processor.tokenizer, model.processor.image_processor
+    if batch_type is LanguageBatch:
+        config = model.root.llava.config
+        return LanguageCollator(
+            tokenizer, images, image_token_id=config.image_token_index, num_image_tokens=model.num_image_tokens
+        )
+    if batch_type is PairBatch:
+        longest = model.root.alignment.text.config.max_position_embeddings
+        return PairCollator(tokenizer, model.clip_tokenizer, images, max_length=longest)
+    raise ValueError(f"objective: it reads {batch_type.__name__}, for which there is no collator")
+
+
+def build_stage(config: DictConfig, name: str, model: Model, on_skip: OnSkip) -> Stage:
+    """One stage, with its data sets read and its solver made."""
+    node = config.stages[name]
+    outer = _level(config, name, "outer", model, on_skip)
+    levels: dict[Level, LevelRun] = {"outer": outer}
+    if node.inner is not None:
+        levels["inner"] = _level(config, name, "inner", model, on_skip)
+    own = config.solver if node.solver is None else node.solver
+    solver = SingleLevel() if node.inner is None else build(own, "solver", config.allow)
+    optimisation = Optimisation(
+        steps=_steps(node, outer),
+        warmup=node.warmup,
+        schedule=node.schedule,
+        weight_decay=node.weight_decay,
+        clip=node.clip,
+    )
+    return Stage(name, levels, solver, optimisation, partial(_rates, model, node, f"stages.{name}"))
+
+
+def _rates(model: Model, node: DictConfig, path: str) -> dict[str, float]:
+    """Freezes what the stage does not train; the learning rate of every parameter that it does."""
+    try:
+        set_trainable(model.root, dict(node.train))
+    except ValueError as error:
+        raise ValueError(f"{path}.{error}") from error
+    trained = [n for n, p in model.root.named_parameters() if p.requires_grad]
+    return {n: node.part_lr.get(part_of(n), node.lr) for n in trained}
+
+
+def _level(config: DictConfig, stage: str, level: Level, model: Model, on_skip: OnSkip) -> LevelRun:
+    node, path = config.stages[stage], f"stages.{stage}.{level}"
+    objective: Objective = build(node[level].objective, f"{path}.objective", config.allow)
+    rows = (node.inner_batch_size or node.batch_size) if level == "inner" else node.batch_size
+    streams = {}
+    for stream, source in node[level].data.items():
+        data: Dataset[Any] | Mixture = build(source, f"{path}.data.{stream}", config.allow)
+        for dataset in data.datasets if isinstance(data, Mixture) else (data,):
+            for skipped in dataset.skipped:
+                on_skip(skipped)
+        try:
+            streams[str(stream)] = Loader(
+                data,
+                collator(objective.batch_type, model),
+                batch_size=rows,
+                micro_batch_size=_micro_batch(objective, node, rows),
+                seed=config.seed,
+                workers=config.trainer.workers,
+                rank=distributed.rank(),
+                world_size=distributed.world_size(),
+                on_skip=on_skip,
+            )
+        except ValueError as error:
+            raise ValueError(f"stages.{stage} ({level} level): {error}") from error
+    return LevelRun(objective, streams)
+
+
+def _micro_batch(objective: Objective, node: DictConfig, rows: int) -> int:
+    """Rows in memory at a time; a loss whose rows are each other's negatives takes its batch in one go."""
+    share = max(1, rows // distributed.world_size())
+    return share if objective.whole_batch else min(node.micro_batch_size or share, share)
+
+
+def _steps(node: DictConfig, outer: LevelRun) -> int:
+    if node.steps is not None:
+        return int(node.steps)
+    longest = max(stream.examples_per_epoch for stream in outer.streams.values() if isinstance(stream, Loader))
+    return max(1, round(node.epochs * longest / node.batch_size))
+
+
+def find_checkpoint(run: Path, config: DictConfig) -> Checkpoint | None:
+    """The run's furthest checkpoint, if there is one."""
+    return latest(run, [str(name) for name in config.stages])
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """The keys, with both values, in which two configs differ."""
+    found = []
+    for key in sorted({*old, *new}):
+        a, b, where = old.get(key), new.get(key), f"{path}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{where}.")
+        elif a != b:
+            found.append(f"{where}: {a!r} -> {b!r}")
+    return found

@@ -1,0 +1,199 @@
+"""The composed config as dataclasses, so that Hydra names a key that is unknown or of the wrong kind; then its sense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+
+from hialign.runner.build import is_target, target_class
+
+Node = dict[str, Any]
+
+
+@dataclass
+class LevelConfig:
+    """A loss and the streams it reads: ``data`` maps a name of the stream to a data set."""
+
+    objective: Node = MISSING
+    data: Node = MISSING
+
+
+@dataclass
+class StageConfig:
+    """One stage. ``solver: null`` means the run's solver if there is an inner level, else plain descent.
+
+    ``outer`` and ``inner`` are LevelConfigs, often as a link to the run's: a typed key could not hold a link, so
+    ``validate`` checks them.
+    """
+
+    outer: Any = MISSING
+    inner: Any = None
+    solver: Node | None = None
+    train: dict[str, str] = MISSING  # part -> full | frozen; a part that is not named is frozen
+    steps: int | None = None  # one of steps and epochs
+    epochs: float | None = None  # of the outer level's data
+    batch_size: int = MISSING  # outer rows of an optimiser step, over all processes
+    inner_batch_size: int | None = None  # the same for the inner level; null: batch_size
+    micro_batch_size: int | None = None  # rows in memory at a time, of one process; null: all of them
+    lr: float = MISSING
+    part_lr: dict[str, float] = field(default_factory=dict)  # where a part's rate differs
+    warmup: float = 0.03  # share of the steps
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    clip: float = 1.0
+
+
+@dataclass
+class TrainerConfig:
+    """How a run runs, whatever it trains."""
+
+    precision: str = "fp32"
+    gradient_checkpointing: bool = False
+    workers: int = 0  # processes that read data, of each stream
+    save_every: int = 200
+    keep: int = 2  # checkpoints of a stage
+    device: str = "auto"  # auto | cpu | cuda
+
+
+@dataclass
+class TrainConfig:
+    """A whole run."""
+
+    model: Node = MISSING
+    data: Node = MISSING
+    solver: Node = MISSING
+    stages: dict[str, StageConfig] = field(default_factory=dict)
+    inner: LevelConfig | None = None
+    outer: LevelConfig | None = None
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tracker: dict[str, Node] = field(default_factory=dict)
+    seed: int = 0
+    resume: str | None = None  # null | auto
+    output: str = "runs"
+    name: str | None = None  # null: made of the overrides
+    allow: list[str] = field(default_factory=list)  # packages besides ours whose targets may be built
+
+
+@dataclass
+class EvaluateConfig:
+    """Scores of a run's model."""
+
+    run: str = MISSING
+    benchmark: dict[str, Node] = field(default_factory=dict)
+    data: Node | None = None  # null: the run's own
+    batch_size: int = 32
+    device: str = "auto"
+    precision: str = "fp32"
+    allow: list[str] = field(default_factory=list)
+
+
+def register() -> None:
+    """Makes the schemas known to Hydra; the configs name them first in their defaults."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+
+
+def validate(config: DictConfig, *, experiment: str | None, suite: str) -> None:
+    """Raises ``ValueError`` with the key's path for a tree that Hydra accepts and that makes no sense."""
+    if not config.stages:
+        chosen = f"experiment={experiment} has no stage" if experiment else "no experiment is chosen"
+        raise ValueError(f"stages: {chosen}; choose one with experiment=..., `hialign configs experiment` lists them")
+    if config.resume not in (None, "auto"):
+        raise ValueError(f"resume: got {config.resume!r}, wanted auto, or null to start anew")
+    for name in config.stages:
+        _validate_stage(config, name, suite)
+    _validate_solver(config)
+
+
+def _validate_stage(config: DictConfig, name: str, suite: str) -> None:
+    path = f"stages.{name}"
+    missing = _missing(config.stages[name], path, config, suite)
+    if missing:
+        raise ValueError(missing)
+    stage = config.stages[name]
+    for level in ("outer", "inner"):
+        if stage[level] is not None:
+            _validate_level(stage[level], f"{path}.{level}")
+    if (stage.steps is None) == (stage.epochs is None):
+        raise ValueError(f"{path}: got steps={stage.steps} and epochs={stage.epochs}, wanted one of the two")
+    for key in ("steps", "epochs", "batch_size", "inner_batch_size", "micro_batch_size", "lr"):
+        if stage[key] is not None and not stage[key] > 0:
+            raise ValueError(f"{path}.{key}: got {stage[key]}, wanted a number above 0")
+    if not 0 <= stage.warmup < 1:
+        raise ValueError(f"{path}.warmup: got {stage.warmup}, wanted a share of the steps in [0, 1)")
+    trained = [part for part, mode in stage.train.items() if mode != "frozen"]
+    for part in stage.part_lr:
+        if part not in trained:
+            raise ValueError(f"{path}.part_lr.{part}: this part does not train here; see {path}.train")
+    if stage.solver is not None and stage.inner is None:
+        raise ValueError(f"{path}.solver: this stage has no inner level for a solver to weigh; set {path}.inner too")
+
+
+def _validate_level(node: Any, path: str) -> None:
+    try:
+        OmegaConf.merge(OmegaConf.structured(LevelConfig), node)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}; wanted an objective and data") from error
+    for stream, source in node.data.items():
+        if not is_target(source):
+            raise ValueError(f"{path}.data.{stream}: got {source!r}, wanted a data set with a _target_")
+
+
+def _validate_solver(config: DictConfig) -> None:
+    two_level = [name for name, stage in config.stages.items() if stage.inner is not None]
+    needs_inner = target_class(config.solver, "solver", config.allow).two_level
+    if needs_inner and not two_level:
+        raise ValueError(
+            f"solver: {config.solver['_target_']} needs an inner level and no stage has one; choose an experiment with "
+            "two levels (hierarchical, ...) or solver=single"
+        )
+    for name in two_level:
+        own = config.stages[name].solver
+        node, path = (config.solver, "solver") if own is None else (own, f"stages.{name}.solver")
+        if not target_class(node, path, config.allow).two_level:
+            raise ValueError(
+                f"{path}: {node['_target_']} would ignore the inner level of stages.{name}; choose solver=joint, "
+                "sequential, alternating, ... or an experiment without inner level"
+            )
+
+
+def _missing(node: DictConfig, path: str, config: DictConfig, suite: str) -> str | None:
+    """What to say of the first value under ``node`` that is not given, or None."""
+    for key_path, owner, key in _leaves(node, path):
+        try:
+            absent = OmegaConf.is_missing(owner, key)
+            value = None if absent else owner[key]
+        except InterpolationToMissingValueError:
+            return _say_missing(key_path, str(OmegaConf.to_container(owner, resolve=False)[key]), config, suite)  # type: ignore[index, call-overload]
+        except OmegaConfBaseException as error:
+            return f"{key_path}: {str(error).splitlines()[0]}"
+        if absent:
+            return f"{key_path}: not given; set {key_path}=..."
+        del value
+    return None
+
+
+def _leaves(node: DictConfig, path: str) -> Iterator[tuple[str, DictConfig, str]]:
+    for key in node:
+        key_path = f"{path}.{key}"
+        yield key_path, node, str(key)
+        child = node[key]
+        if isinstance(child, DictConfig):
+            yield from _leaves(child, key_path)
+
+
+def _say_missing(path: str, reference: str, config: DictConfig, suite: str) -> str:
+    source = reference.removeprefix("${").removesuffix("}")
+    role = source.removeprefix("data.")
+    if source == "data.root":
+        return f"data.root: not given, {path} reads it; set data.root=FOLDER"
+    if source.startswith("data."):
+        roles = [key for key in config.data if not OmegaConf.is_missing(config.data, key) and is_target(config.data[key])]
+        return f"{path}: data={suite} has no {role}; it has {', '.join(map(str, roles))}"
+    return f"{path}: {source} is not given; choose {source}=..."

@@ -1,0 +1,34 @@
+"""The weighted sum that the two levels are usually traded off with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hialign.solvers.oracle import Oracle, axpy
+
+
+class Joint:
+    """Descends ``outer + weight * inner``.
+
+    Never reaches the hierarchical optimum for a finite weight, unless the two losses do not conflict there: the inner
+    gradient vanishes at that point, so the sum is stationary only if the outer one vanishes too.
+    """
+
+    two_level = True
+
+    def __init__(self, weight: float = 1.0) -> None:
+        if not weight >= 0:
+            raise ValueError(f"weight: got {weight}, wanted a number of at least 0")
+        self.weight = weight
+
+    def step(self, oracle: Oracle) -> None:
+        """One step along the weighted sum of both gradients."""
+        outer = oracle.grads("outer")
+        oracle.apply(axpy(self.weight, oracle.grads("inner"), outer))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing."""

@@ -1,0 +1,51 @@
+"""First the inner loss, then the outer one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hialign.solvers.oracle import Oracle
+
+
+class Sequential:
+    """Aligns for the first ``fraction`` of the steps, then trains the task.
+
+    ``mode="freeze"``: the second phase leaves the shared parameters where the first put them; aligned, but whatever
+    solution the first phase fell into. ``mode="tune"``: it trains them too, and forgets the alignment.
+
+    Each phase runs a learning-rate schedule of its own, and the shared parameters' moments are dropped between them,
+    since they belong to another loss.
+    """
+
+    two_level = True
+
+    def __init__(self, fraction: float = 0.5, mode: str = "tune") -> None:
+        if not 0 < fraction < 1:
+            raise ValueError(f"fraction: got {fraction}, wanted a number between 0 and 1")
+        if mode not in ("freeze", "tune"):
+            raise ValueError(f"mode: got {mode!r}, wanted 'freeze' or 'tune'")
+        self.fraction = fraction
+        self.mode = mode
+        self.switched = False
+
+    def step(self, oracle: Oracle) -> None:
+        """One inner step in the first phase, one outer step in the second."""
+        switch = max(1, min(oracle.total_steps - 1, round(self.fraction * oracle.total_steps)))
+        if oracle.step < switch:
+            oracle.apply(oracle.grads("inner"), progress=(oracle.step + 0.5) / switch)
+            return
+        if not self.switched:
+            oracle.forget("shared")
+            self.switched = True
+        gradient = oracle.grads("outer")
+        if self.mode == "freeze":
+            gradient = {name: g for name, g in gradient.items() if oracle.group_of(name) == "outer"}
+        oracle.apply(gradient, progress=(oracle.step + 0.5 - switch) / (oracle.total_steps - switch))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether the second phase has begun."""
+        return {"switched": self.switched}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues in the phase that was saved."""
+        self.switched = state["switched"]

@@ -1,0 +1,31 @@
+"""The training loop and what it stands on."""
+
+from hialign.training.checkpoint import Checkpoint, latest, load_weights
+from hialign.training.logs import Logs, TensorBoard, Tracker, Wandb, drop_rows_after, write_json
+from hialign.training.loop import Preempted, Training
+from hialign.training.optim import SCHEDULES
+from hialign.training.oracle import PRECISIONS, NonFinite, TrainingOracle, probe_groups
+from hialign.training.stage import LevelRun, Optimisation, Stage, Stream
+
+__all__ = [
+    "PRECISIONS",
+    "SCHEDULES",
+    "Checkpoint",
+    "LevelRun",
+    "Logs",
+    "NonFinite",
+    "Optimisation",
+    "Preempted",
+    "Stage",
+    "Stream",
+    "TensorBoard",
+    "Tracker",
+    "Training",
+    "TrainingOracle",
+    "Wandb",
+    "drop_rows_after",
+    "latest",
+    "load_weights",
+    "probe_groups",
+    "write_json",
+]

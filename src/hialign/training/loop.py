@@ -1,0 +1,189 @@
+"""Training, read from top to bottom: stages, steps, checkpoints."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import nn
+
+from hialign import distributed
+from hialign.solvers import Group
+from hialign.training import checkpoint
+from hialign.training.logs import Logs, write_json
+from hialign.training.optim import adamw, schedule
+from hialign.training.oracle import NonFinite, TrainingOracle, probe_groups
+from hialign.training.stage import Stage
+
+
+class Preempted(Exception):
+    """A signal asked the run to stop; what was done is in a checkpoint."""
+
+    def __init__(self, signum: int, where: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} {where}")
+        self.signum = signum
+
+
+@dataclass
+class Training:
+    """A run: the model, its stages, and where everything is written."""
+
+    root: nn.Module
+    stages: Sequence[Stage]
+    folder: Path
+    logs: Logs
+    device: torch.device
+    precision: str = "fp32"
+    save_every: int = 200
+    keep: int = 2
+    trained: set[str] = field(default_factory=set)  # names of all parameters that a stage so far has trained
+
+    def run(self, resume_from: checkpoint.Checkpoint | None = None) -> None:
+        """Trains all stages in order, from ``resume_from`` if given."""
+        state = checkpoint.load(resume_from, self.device) if resume_from else None
+        names = [stage.name for stage in self.stages]
+        first = names.index(resume_from.stage) if resume_from else 0
+        if state:
+            checkpoint.load_weights(self.root, state["weights"])
+            self.trained = set(state["weights"])
+        self.total_before = sum(stage.optimisation.steps for stage in self.stages[:first])
+        with _signals() as self.caught:
+            for stage in self.stages[first:]:
+                self._run_stage(stage, state)
+                state = None  # the stages after the one that was resumed begin at their beginning
+                self.total_before += stage.optimisation.steps
+
+    def _run_stage(self, stage: Stage, state: dict[str, Any] | None) -> None:
+        oracle = self._prepare(stage)
+        if state:
+            self._restore(stage, oracle, state)
+        self.logs.start_stage(stage.name, stage.optimisation.steps, oracle.step)
+        try:
+            while oracle.step < stage.optimisation.steps:
+                self._step(stage, oracle)
+        except NonFinite as error:
+            last = checkpoint.latest(self.folder, [s.name for s in self.stages])
+            good = f"last good checkpoint: {last.folder}" if last else "there is no checkpoint yet"
+            raise NonFinite(f"stage {stage.name}: {error}; {good}") from error
+        finally:
+            stage.close()
+            self.logs.end_stage()
+
+    def _prepare(self, stage: Stage) -> TrainingOracle:
+        """Freezes, finds the groups, makes the optimiser."""
+        rates = stage.rates()
+        self.root.train()
+        groups = probe_groups(self.root, stage.levels, self.precision, self.device)
+        self._describe(stage, groups)
+        for name, parameter in self.root.named_parameters():
+            parameter.requires_grad_(name in groups)  # what no loss reaches is frozen, as the table says
+        self.trained |= set(groups)
+        parameters = {name: p for name, p in self.root.named_parameters() if name in groups}
+        return TrainingOracle(
+            self.root,
+            stage.levels,
+            adamw(parameters, rates, stage.optimisation),
+            groups,
+            total_steps=stage.optimisation.steps,
+            schedule=schedule(stage.optimisation),
+            clip=stage.optimisation.clip,
+            precision=self.precision,
+            device=self.device,
+        )
+
+    def _step(self, stage: Stage, oracle: TrainingOracle) -> None:
+        began = time.perf_counter()
+        stage.solver.step(oracle)
+        oracle.step += 1
+        self.logs.write(
+            {
+                "stage": stage.name,
+                "step": oracle.step,
+                "total_step": self.total_before + oracle.step,
+                **oracle.take_numbers(),
+                **{f"epochs/{name}": round(stream.epochs, 4) for name, stream in stage.streams().items()},
+                "seconds": round(time.perf_counter() - began, 4),
+            }
+        )
+        stop = self._asked_to_stop()
+        if stop or oracle.step % self.save_every == 0 or oracle.step == stage.optimisation.steps:
+            saved = self._save(stage, oracle)
+            if stop:
+                raise Preempted(stop, f"after step {oracle.step} of stage {stage.name}; saved {saved}")
+
+    def _save(self, stage: Stage, oracle: TrainingOracle) -> Path:
+        state = {
+            "weights": {n: p.detach().cpu() for n, p in self.root.named_parameters() if n in self.trained},
+            "groups": oracle.groups,
+            "optimizer": oracle.optimizer.state_dict(),
+            "solver": stage.solver.state_dict(),
+            "streams": {name: stream.state_dict() for name, stream in stage.streams().items()},
+            "step": oracle.step,
+        }
+        total = self.total_before + oracle.step
+        saved = checkpoint.save(self.folder, stage.name, oracle.step, state, total_step=total, keep=self.keep)
+        self.status("running", stage=stage.name, step=oracle.step, of=stage.optimisation.steps)
+        return saved
+
+    def _restore(self, stage: Stage, oracle: TrainingOracle, state: dict[str, Any]) -> None:
+        if state["groups"] != oracle.groups:
+            raise ValueError(f"resume: stage {stage.name} trains other parameters than the checkpoint's stage did")
+        oracle.optimizer.load_state_dict(state["optimizer"])
+        stage.solver.load_state_dict(state["solver"])
+        for name, stream in stage.streams().items():
+            stream.load_state_dict(state["streams"][name])
+        oracle.step = state["step"]
+        checkpoint.restore_random(state)
+
+    def status(self, state: str, **details: object) -> None:
+        """Replaces ``status.json``."""
+        if distributed.is_main():
+            write_json(self.folder / "status.json", {"state": state, **details, "time": time.strftime("%FT%T%z")})
+
+    def _asked_to_stop(self) -> int:
+        """The signal that some rank has caught, or 0; every rank gets the same answer."""
+        flag = torch.tensor([self.caught[0]], device=self.device)
+        return int(distributed.max_(flag).item()) if distributed.active() else self.caught[0]
+
+    def _describe(self, stage: Stage, groups: dict[str, Group]) -> None:
+        trainable = {name: p for name, p in self.root.named_parameters() if p.requires_grad}
+        untouched = [name for name in trainable if name not in groups]
+        if not groups:
+            raise ValueError(f"stage {stage.name}: no loss reaches a parameter that trains; see stages.{stage.name}.train")
+        self.logs.say(f"stage {stage.name}: {stage.optimisation.steps} steps, solver {type(stage.solver).__name__}")
+        for group in ("inner", "shared", "outer"):
+            sizes = [p.numel() for name, p in trainable.items() if groups.get(name) == group]
+            if sizes:
+                self.logs.say(f"  {group:>9}: {sum(sizes):,} parameters in {len(sizes)} tensors")
+        if untouched:
+            sizes = [trainable[name].numel() for name in untouched]
+            self.logs.say(f"  untouched: {sum(sizes):,} parameters in {len(sizes)} tensors, no loss reaches them: frozen")
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Catches the signals that mean stop; the list's one entry is the first that came.
+
+    The step under way is finished and saved. A second Ctrl-C interrupts at once.
+    """
+    caught = [0]
+
+    def catch(signum: int, frame: FrameType | None) -> None:
+        if caught[0] and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        caught[0] = signum
+
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = {signum: signal.signal(signum, catch) for signum in wanted}
+    try:
+        yield caught
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)

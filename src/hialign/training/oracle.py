@@ -1,0 +1,205 @@
+"""Gradients of either level: batches, accumulation, precision, ranks and clipping, hidden from the solver."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from hialign import distributed
+from hialign.batch import Batch
+from hialign.objectives import Result
+from hialign.solvers import Gradients, Group, Level, assign_groups, axpy
+from hialign.training.stage import LevelRun, Stream
+
+PRECISIONS = ("fp32", "bf16")
+
+
+class NonFinite(ValueError):
+    """A loss or a gradient became infinite or not a number."""
+
+
+class TrainingOracle:
+    """The ``Oracle`` of a stage on a model; one ``step`` of a solver may ask it for any number of gradients.
+
+    Over several processes every rank holds the whole model and its own rows of each batch. Losses and weights are
+    added over micro-batches and ranks and divided once, so a step does not depend on how its batch was split.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module,
+        levels: Mapping[Level, LevelRun],
+        optimizer: torch.optim.Optimizer,
+        groups: Mapping[str, Group],
+        *,
+        total_steps: int,
+        schedule: Callable[[float], float],
+        clip: float,
+        precision: str,
+        device: torch.device,
+    ) -> None:
+        self.root, self.levels, self.optimizer, self.groups = root, levels, optimizer, groups
+        self.step, self.total_steps = 0, total_steps
+        self.schedule, self.clip, self.precision, self.device = schedule, clip, precision, device
+        self.parameters = {name: p for name, p in root.named_parameters() if name in groups}
+        self.numbers: dict[str, list[float]] = {}
+
+    def grads(self, level: Level) -> Gradients:
+        """The level's gradient over its next batch, its streams' means added up."""
+        total: Gradients = {}
+        loss = 0.0
+        for stream in self.levels[level].streams.values():
+            mean, gradient = self._stream_grads(level, stream)
+            total = axpy(1.0, gradient, total)
+            loss += mean
+        self.log(**{f"{level}_loss": loss, f"{level}_grad_norm": _norm(total.values())})
+        return total
+
+    def _stream_grads(self, level: Level, stream: Stream) -> tuple[float, Gradients]:
+        batches = stream.next()
+        results = []
+        for batch in batches:
+            result = evaluate(self.root, self.levels[level], batch, self.precision, self.device)
+            result.loss_sum.backward()  # type: ignore[no-untyped-call]
+            results.append(result)
+        mean, weight = self._join(level, batches, results)
+        gradient = self._take()
+        for tensor in gradient.values():
+            tensor.div_(weight)
+        return mean, gradient
+
+    def _join(self, level: Level, batches: list[Batch], results: list[Result]) -> tuple[float, float]:
+        """The mean loss and the total weight over micro-batches and ranks; logs the objective's numbers."""
+        names = sorted(results[0].numbers)
+        rows = [_row(result, names) for result in results]
+        loss_sum, weight, *numbers = distributed.sum_(torch.stack(rows).sum(dim=0)).tolist()
+        if not math.isfinite(loss_sum):
+            self._complain(level, batches, results)
+        if weight == 0:
+            raise ValueError(f"{level} level: no row of this step's batch has anything to predict; check the data")
+        self.log(**{f"{level}_{name}": value / weight for name, value in zip(names, numbers, strict=True)})
+        return loss_sum / weight, weight
+
+    def _complain(self, level: Level, batches: list[Batch], results: list[Result]) -> None:
+        bad = [b.records for b, r in zip(batches, results, strict=True) if not torch.isfinite(r.loss_sum).item()]
+        records = [record for rank in distributed.all_objects(bad) for names in rank for record in names]
+        raise NonFinite(
+            f"{level} loss is not finite in step {self.step + 1}; records of its batch: {', '.join(records[:64])}"
+        )
+
+    def _take(self) -> Gradients:
+        """Every parameter's accumulated gradient, moved out and added up over the ranks."""
+        moved = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        if distributed.active():
+            # another rank may have reached a parameter that this one did not: all bring the same list
+            moved = {n: moved[n] if n in moved else torch.zeros_like(p) for n, p in self.parameters.items()}
+            flat = distributed.sum_(torch.cat([g.reshape(-1) for g in moved.values()]))
+            parts = flat.split([g.numel() for g in moved.values()])
+            moved = {n: part.view_as(g) for (n, g), part in zip(moved.items(), parts, strict=True)}
+        return moved
+
+    def apply(self, direction: Gradients, *, progress: float | None = None) -> None:
+        """Clips, then makes one optimiser step at the schedule's learning rate."""
+        factor = self.schedule((self.step + 0.5) / self.total_steps if progress is None else progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        self._clip(direction)
+        for name, gradient in direction.items():
+            self.parameters[name].grad = gradient
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.log(lr_factor=factor)
+
+    def _clip(self, direction: Gradients) -> None:
+        """Scales what the inner level reaches, and the rest, each to a norm of at most ``clip``."""
+        for label, belongs in (("aligned", ("inner", "shared")), ("outer", ("outer",))):
+            tensors = [g for name, g in direction.items() if self.groups[name] in belongs]
+            if not tensors:
+                continue
+            norm = _norm(tensors)
+            if not math.isfinite(norm):
+                raise NonFinite(f"the gradient of the {label} parameters is not finite in step {self.step + 1}")
+            if self.clip and norm > self.clip:
+                torch._foreach_mul_(tensors, self.clip / norm)
+            self.log(**{f"{label}_update_norm": norm})
+
+    def group_of(self, name: str) -> Group:
+        """The group that the probe found for the parameter."""
+        return self.groups[name]
+
+    def forget(self, group: Group) -> None:
+        """Drops a group's moments."""
+        for name, parameter in self.parameters.items():
+            if self.groups[name] == group:
+                self.optimizer.state.pop(parameter, None)
+
+    def log(self, **numbers: float) -> None:
+        """Collects numbers of this step; what comes more than once is averaged."""
+        for name, value in numbers.items():
+            self.numbers.setdefault(name, []).append(value)
+
+    def take_numbers(self) -> dict[str, float]:
+        """This step's numbers; the next step begins with none."""
+        row = {name: sum(values) / len(values) for name, values in self.numbers.items()}
+        self.numbers = {}
+        return row
+
+
+def evaluate(root: nn.Module, level: LevelRun, batch: Batch, precision: str, device: torch.device) -> Result:
+    """The level's objective on one micro-batch, through the root and under ``precision``."""
+    with autocast(precision, device):
+        result: Result = root(level.objective, batch.to(device, non_blocking=True))
+    return result
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The context that a forward pass runs in."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision: got {precision!r}, wanted one of {', '.join(PRECISIONS)}")
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+def probe_groups(
+    root: nn.Module, levels: Mapping[Level, LevelRun], precision: str, device: torch.device
+) -> dict[str, Group]:
+    """Each trainable parameter's group, found by one backward pass of each level on its next batch.
+
+    A parameter belongs to a level if a graph reaches it, be its gradient zero or not. Neither weights, random state nor
+    data positions change. Parameters that no level reaches have no group.
+    """
+    trainable = {name: p for name, p in root.named_parameters() if p.requires_grad}
+    reached = {level: _reached(root, run, trainable, precision, device) for level, run in levels.items()}
+    return assign_groups(trainable, reached.get("inner", set()), reached.get("outer", set()))
+
+
+def _reached(
+    root: nn.Module, level: LevelRun, trainable: Mapping[str, Tensor], precision: str, device: torch.device
+) -> set[str]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for stream in level.streams.values():
+            result = evaluate(root, level, stream.peek(), precision, device)
+            result.loss_sum.backward()  # type: ignore[no-untyped-call]
+    flags = torch.tensor([p.grad is not None for p in trainable.values()], dtype=torch.int32, device=device)
+    for parameter in trainable.values():
+        parameter.grad = None
+    hit = distributed.max_(flags).tolist()
+    return {name for name, was_hit in zip(trainable, hit, strict=True) if was_hit}
+
+
+def _row(result: Result, names: list[str]) -> Tensor:
+    """What is added up over micro-batches and ranks: the loss, its weight, and each number times the weight."""
+    weight = result.weight.double()
+    numbers = [weight * torch.as_tensor(result.numbers[name]).to(weight) for name in names]
+    return torch.stack([result.loss_sum.detach().double(), weight, *numbers])
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    """The Euclidean norm over all tensors, in float32."""
+    listed = [tensor.float() for tensor in tensors]
+    return torch.nn.utils.get_total_norm(listed).item() if listed else 0.0

@@ -1,0 +1,83 @@
+"""What the loop is given: a stage, its levels, and the streams of batches they read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hialign.batch import Batch
+from hialign.objectives import Objective
+from hialign.solvers import Level, Solver
+
+
+class Stream(Protocol):
+    """An endless, resumable source of batches."""
+
+    def next(self) -> list[Batch]:
+        """This rank's micro-batches of one optimiser step."""
+        ...
+
+    def peek(self) -> Batch:
+        """The first micro-batch of the next step, which stays the next one."""
+        ...
+
+    @property
+    def epochs(self) -> float:
+        """How often the data has been seen."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a ``state_dict``."""
+        ...
+
+    def close(self) -> None:
+        """Ends the workers."""
+        ...
+
+
+@dataclass(frozen=True)
+class LevelRun:
+    """A loss and its named streams; the level's loss is the sum of its streams' means."""
+
+    objective: Objective
+    streams: Mapping[str, Stream]
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """How a stage steps; the learning rate is a part's own, this is what all parts have in common."""
+
+    steps: int
+    warmup: float = 0.03  # share of the steps
+    schedule: str = "cosine"  # or "constant"
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = 1.0  # largest gradient norm of a group; 0 for none
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of training, ready to run.
+
+    ``rates`` freezes what does not train in this stage and returns the learning rate of every parameter that does.
+    """
+
+    name: str
+    levels: Mapping[Level, LevelRun]
+    solver: Solver
+    optimisation: Optimisation
+    rates: Callable[[], dict[str, float]]
+
+    def streams(self) -> dict[str, Stream]:
+        """All levels' streams as ``level/stream``."""
+        return {f"{level}/{name}": s for level, run in self.levels.items() for name, s in run.streams.items()}
+
+    def close(self) -> None:
+        """Ends all workers."""
+        for stream in self.streams().values():
+            stream.close()

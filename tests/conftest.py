@@ -1,0 +1,53 @@
+"""What every test starts from: no network, one thread, one seed."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+
+# Set before any test module imports the libraries, which read these once, and inherited by the tests' own processes.
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    HF_HUB_DISABLE_TELEMETRY="1",
+    WANDB_MODE="offline",
+    TOKENIZERS_PARALLELISM="false",
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Results that do not depend on the number of cores, and no fight for them between xdist's workers."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    """The same random numbers whatever ran before."""
+    import numpy
+    import torch
+
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The checkout."""
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of larger fixtures that may lie beside the checkout."""
+    folder = REPO.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"needs the fixtures in {folder}, which lie beside some checkouts only")
+    return folder

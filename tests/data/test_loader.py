@@ -1,0 +1,341 @@
+"""The loader: one global order whatever the ranks, workers and restarts; nothing skipped in silence; no hangs."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hialign.batch import Batch, LanguageBatch
+from hialign.data import BadRecord, CaptionedImage, Dataset, LanguageCollator, Loader, flickr8k, mix
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers(Batch):
+    values: torch.Tensor  # (batch,): what each item drew from its generator
+
+
+class Draw:
+    """A collator whose items are a random number; it fails on the records named in ``bad``."""
+
+    def __init__(self, bad=(), seconds=0.0):
+        self.bad, self.seconds = frozenset(bad), seconds
+
+    def encode(self, record, rng):
+        time.sleep(self.seconds)
+        if record.id in self.bad:
+            raise BadRecord(f"{record.id}.jpg", record.id, "broken", "get it again")
+        return record.id, rng.integers(1 << 40)
+
+    def collate(self, items):
+        values = torch.tensor([int(value) for _, value in items])
+        return Numbers(records=tuple(name for name, _ in items), values=values)
+
+
+def dataset(count, prefix="r", on_error="raise"):
+    some = [CaptionedImage(f"{prefix}{i}", Path(f"{i}.jpg"), ("a",)) for i in range(count)]
+    return Dataset(prefix, some, on_error=on_error)
+
+
+def loader(data, collator=None, *, skips=None, **arguments):
+    settings = {"batch_size": 4, "micro_batch_size": 2, "seed": 5} | arguments
+    return Loader(data, collator or Draw(), on_skip=[].append if skips is None else skips.append, **settings)
+
+
+def rows(steps):
+    """(record, drawn number) of every row of some steps, in order."""
+    return [row for step in steps for batch in step for row in zip(batch.records, batch.values.tolist(), strict=True)]
+
+
+def take(some, count):
+    return rows([some.next() for _ in range(count)])
+
+
+def names(pairs):
+    return [name for name, _ in pairs]
+
+
+def wait_for_no_children(seconds=5.0):
+    end = time.monotonic() + seconds
+    while multiprocessing.active_children() and time.monotonic() < end:
+        time.sleep(0.01)
+    return multiprocessing.active_children()
+
+
+def test_an_epoch_holds_every_record_once_and_the_next_one_in_another_order():
+    drawn = names(take(loader(dataset(8)), 4))
+    assert sorted(drawn[:8]) == sorted(drawn[8:]) == [f"r{i}" for i in range(8)]
+    assert drawn[:8] != drawn[8:]
+    assert names(take(loader(dataset(8), seed=6), 4)) != drawn
+
+
+def test_a_record_draws_anew_in_each_epoch():
+    drawn = take(loader(dataset(8)), 4)
+    assert {dict(drawn[:8])[f"r{i}"] == dict(drawn[8:])[f"r{i}"] for i in range(8)} == {False}
+
+
+def test_a_batch_larger_than_the_dataset_runs_into_the_next_epochs():
+    small = loader(dataset(3), batch_size=8)
+    step = small.next()
+    assert [len(batch) for batch in step] == [2, 2, 2, 2]
+    assert sorted(names(rows([step]))[:3]) == sorted(names(rows([step]))[3:6]) == ["r0", "r1", "r2"]
+    assert small.epochs == pytest.approx(8 / 3)
+    assert small.examples_per_epoch == 3
+
+
+@pytest.mark.parametrize("size", [7, 3])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_the_ranks_together_see_what_one_process_sees(size, world_size):
+    data = mix([dataset(size, "a"), dataset(5, "b")], [1, 2])
+    alone = loader(data, batch_size=8, micro_batch_size=4)
+    ranks = [
+        loader(data, batch_size=8, micro_batch_size=1, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    for _ in range(6):
+        assert rows([part.next() for part in ranks]) == rows([alone.next()])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resume_in_the_middle_of_an_epoch_is_bit_identical(workers):
+    data = mix([dataset(11, "a"), dataset(6, "b")], [0.7, 0.3])
+    whole = take(loader(data), 9)
+    first = loader(data, workers=workers)
+    assert take(first, 4) == whole[:16]
+    state = json.loads(json.dumps(first.state_dict()))
+    assert take(first, 1) == whole[16:20]
+    for other in (0, 1):
+        second = loader(data, workers=other, micro_batch_size=4)
+        second.load_state_dict(state)
+        assert take(second, 5) == whole[16:]
+        assert second.state_dict()["batches"] == 9
+        second.close()
+    first.load_state_dict(state)  # also after batches were taken
+    assert take(first, 5) == whole[16:]
+    first.close()
+
+
+def test_the_state_is_that_of_the_delivered_steps_and_small():
+    some = loader(dataset(11), workers=2)
+    some.next()
+    time.sleep(0.2)  # workers are ahead by now
+    state = some.state_dict()
+    assert (state["batches"], state["drawn"]) == (1, [4])
+    assert len(json.dumps(state)) < 200
+    some.close()
+
+
+@pytest.mark.parametrize(
+    ("other", "field"),
+    [
+        ({"seed": 6}, "seed=5, but this loader has seed=6"),
+        ({"batch_size": 8}, "batch_size=4, but this loader has batch_size=8"),
+        ({"data": dataset(12)}, "sizes="),
+        ({"data": dataset(11, "x")}, "ids="),
+        ({"data": mix([dataset(11), dataset(11)], [1, 1])}, "sizes="),
+    ],
+)
+def test_a_state_of_another_loader_is_refused_by_field(other, field):
+    state = loader(dataset(11)).state_dict()
+    with pytest.raises(ValueError, match=field):
+        loader(**({"data": dataset(11)} | other)).load_state_dict(state)
+    del state["drawn"]
+    with pytest.raises(ValueError, match="no field 'drawn'"):
+        loader(dataset(11)).load_state_dict(state)
+
+
+def test_a_state_of_other_weights_is_refused():
+    two = [dataset(3, "a"), dataset(3, "b")]
+    with pytest.raises(ValueError, match="weights="):
+        loader(mix(two, [1, 2])).load_state_dict(loader(mix(two, [1, 1])).state_dict())
+
+
+def test_a_mixture_keeps_its_shares_and_walks_each_dataset_by_its_own_epochs():
+    drawn = names(take(loader(mix([dataset(10, "a"), dataset(1000, "b")], [3, 1]), batch_size=50), 40))
+    share = sum(name.startswith("a") for name in drawn) / len(drawn)
+    assert share == pytest.approx(0.75, abs=0.03)
+    small = [name for name in drawn if name.startswith("a")]
+    assert all(sorted(small[i : i + 10]) == sorted(f"a{k}" for k in range(10)) for i in range(0, 1400, 10))
+    large = [name for name in drawn if name.startswith("b")]
+    assert len(set(large)) == len(large)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_global_generators_are_left_alone(workers):
+    torch.manual_seed(1)
+    np.random.seed(1)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    some = loader(dataset(8), workers=workers)
+    some.peek()
+    some.next()
+    some.close()
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1] == before[1]).all()
+
+
+def test_peek_is_the_first_micro_batch_and_moves_nothing():
+    for workers in (0, 1):
+        some = loader(dataset(9), workers=workers)
+        assert rows([[some.peek()]]) == rows([[some.peek()]]) == take(loader(dataset(9)), 1)[:2]
+        assert some.state_dict()["batches"] == 0
+        assert take(some, 2) == take(loader(dataset(9)), 2)
+        assert rows([[some.peek()]]) == take(loader(dataset(9)), 3)[8:10]
+        some.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_record_reaches_the_caller_as_it_is_and_does_not_move_the_position(workers):
+    bad = take(loader(dataset(9)), 2)[5][0]
+    some = loader(dataset(9), Draw([bad]), workers=workers)
+    some.next()
+    for _ in range(2):  # asked again, it fails again instead of leaving the batch out
+        with pytest.raises(BadRecord) as caught:
+            some.next()
+        assert str(caught.value) == f"{bad}.jpg: {bad}: broken; get it again"
+        assert some.state_dict()["batches"] == 1
+    some.close()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_records_are_replaced_in_place_and_reported_once(workers):
+    skips = []
+    bad = ["r2", "r3", "r7"]
+    some = loader(dataset(10, on_error="skip"), Draw(bad), skips=skips, workers=workers)
+    clean, drawn = take(loader(dataset(10)), 10), take(some, 10)
+    assert len(drawn) == len(clean)
+    assert [a for a, b in zip(drawn, clean, strict=True) if b[0] not in bad] == [b for b in clean if b[0] not in bad]
+    assert sorted(skip.record for skip in skips) == bad
+    assert (skips[0].file, skips[0].problem) == (f"{skips[0].record}.jpg", "broken")
+    for i in range(0, len(drawn), 2):  # micro-batches of two: where both rows differed, they still do
+        before, after = names(clean[i : i + 2]), names(drawn[i : i + 2])
+        assert len(set(after)) == 2 or len(set(before)) == 1
+    assert "r4" in {a[0] for a, b in zip(drawn, clean, strict=True) if b[0] in ("r2", "r3")}
+    some.close()
+
+
+def test_a_replacement_is_the_next_record_that_the_micro_batch_does_not_hold():
+    some = loader(dataset(4, on_error="skip"), Draw(["r1", "r2"]), batch_size=2)
+    place = {name: i for i, name in enumerate(["r0", "r1", "r2", "r3"])}
+    for before, after in zip(take(loader(dataset(4), batch_size=2), 6), take(some, 6), strict=True):
+        assert after[0] in ("r0", "r3")
+        assert before == after or place[before[0]] in (1, 2)
+    pairs = [batch.records for _ in range(6) for batch in some.next()]
+    assert all(set(pair) == {"r0", "r3"} for pair in pairs)
+
+
+def test_twenty_bad_records_in_a_row_are_an_error():
+    bad = [f"r{i}" for i in range(25)]
+    with pytest.raises(BadRecord, match="this and the next 19 records of dataset 'r' are all bad: broken"):
+        loader(dataset(40, on_error="skip"), Draw(bad), batch_size=40, micro_batch_size=1).next()
+    with pytest.raises(BadRecord, match="this and the next 2 records"):
+        loader(dataset(3, on_error="skip"), Draw(bad)).next()
+
+
+def test_a_micro_batch_of_the_whole_dataset_is_filled_by_a_second_copy():
+    skips = []
+    step = loader(dataset(3, on_error="skip"), Draw(["r1"]), batch_size=3, micro_batch_size=3, skips=skips).next()
+    assert sorted(step[0].records) == ["r0", "r2", "r2"]
+    assert len(skips) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"batch_size": 10, "micro_batch_size": 4, "world_size": 2},
+            r"batch_size=10 does not divide by micro_batch_size=4 \* world_size=2 = 8; use batch_size=8 or 16",
+        ),
+        ({"batch_size": 2, "micro_batch_size": 4}, "use batch_size=4$"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"rank": 1}, "rank=1"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        loader(dataset(8), **settings)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.1])
+def test_closing_ends_the_workers_at_once(seconds):
+    some = loader(dataset(50), Draw(seconds=seconds), workers=2)
+    some.next()
+    assert len(multiprocessing.active_children()) == 2
+    start = time.monotonic()
+    some.close()
+    assert wait_for_no_children() == []
+    assert time.monotonic() - start < 2
+    some.next()  # and it goes on with new ones
+    some.close()
+
+
+def test_a_killed_worker_is_an_error_and_not_a_hang():
+    some = loader(dataset(200), Draw(seconds=0.02), workers=2)
+    some.next()
+    start = time.monotonic()
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid"):
+        take(some, 50)
+    assert time.monotonic() - start < 8
+    assert wait_for_no_children() == []
+
+
+def test_workers_outlive_signals_that_are_meant_for_the_main_process():
+    some = loader(dataset(50), Draw(seconds=0.01), workers=2)
+    some.next()
+    for child in multiprocessing.active_children():
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(child.pid, number)
+    assert len(take(some, 10)) == 40
+    some.close()
+    assert wait_for_no_children() == []
+
+
+class Fails(Draw):
+    def encode(self, record, rng):
+        raise KeyError("a bug")
+
+
+def test_a_bug_in_a_collator_is_not_skipped():
+    for workers in (0, 1):
+        with pytest.raises(KeyError, match="a bug"):
+            loader(dataset(8, on_error="skip"), Fails(), workers=workers).next()
+    assert wait_for_no_children() == []
+
+
+def test_a_broken_image_in_a_folder_is_skipped_and_named(tmp_path, write_image, tokenizer, image_processor):
+    lines = ["image,caption"]
+    for i in range(6):
+        write_image(tmp_path / "images" / f"{i}.jpg", seed=i)
+        lines.append(f"{i}.jpg,a red cup")
+    (tmp_path / "captions.txt").write_text("\n".join(lines))
+    broken = tmp_path / "images" / "3.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    collator = LanguageCollator(tokenizer, image_processor, image_token_id=3, num_image_tokens=2)
+    skips = []
+    some = loader(flickr8k(str(tmp_path), holdout=0.0, on_error="skip"), collator, batch_size=6, skips=skips)
+    some.next()
+    some.next()
+    assert [(skip.file, skip.record) for skip in skips] == [(str(broken), "3.jpg")]
+    with pytest.raises(BadRecord, match=r"3\.jpg: the image cannot be read"):
+        loader(flickr8k(str(tmp_path), holdout=0.0), collator, batch_size=6).next()
+
+
+def test_real_flickr8k_batches_are_the_same_with_and_without_workers(shared, tokenizer, image_processor):
+    data = flickr8k(str(shared / "data" / "flickr8k"))
+    collator = LanguageCollator(tokenizer, image_processor, image_token_id=3, num_image_tokens=2)
+    alone = loader(data, collator, batch_size=8, micro_batch_size=4)
+    helped = loader(data, collator, batch_size=8, micro_batch_size=4, workers=2)
+    for _ in range(2):
+        for ours, theirs in zip(alone.next(), helped.next(), strict=True):
+            assert isinstance(ours, LanguageBatch)
+            assert ours.records == theirs.records
+            assert torch.equal(ours.pixel_values, theirs.pixel_values)
+            assert torch.equal(ours.text.ids, theirs.text.ids)
+    helped.close()
