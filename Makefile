@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := dev,slurm,wandb,tensorboard
 PYTEST_ARGS ?=
+# A folder in Flickr8k's layout for `make demo`; empty: it draws its pictures.
+PHOTOS ?= $(wildcard ../shared/data/flickr8k)
 # What `make lock` holds fixed besides the floors of pyproject.toml: the pair the tests run with.
 LOCK_PINS ?= torch==2.14.1 torchvision==0.29.1
 
@@ -17,7 +19,7 @@ help: ## this list
 install: $(STAMP) ## the package, its tools and the locked dependencies, into .venv
 
 demo: $(STAMP) ## the whole thing on a laptop, without downloads
-	$(BIN)/hialign demo
+	$(BIN)/hialign demo $(if $(PHOTOS),photos=$(PHOTOS))
 
 test: lint ## style, types, import rules, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)

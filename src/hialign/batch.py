@@ -27,6 +27,11 @@ class Tokens:
     mask: Tensor  # (batch, length), int64: 1 on tokens, 0 on padding
     labels: Tensor  # (batch, length), int64: the id where it is to be predicted, -100 elsewhere
 
+    def to(self, device: torch.device | str) -> Self:
+        """The same rows on ``device``."""
+        moved: Self = _map_tensors(self, lambda tensor: tensor.to(device))
+        return moved
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -26,12 +26,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 EXAMPLES = """\
   hialign demo
-  hialign train experiment=hacl
-  hialign train experiment=hierarchical solver=joint model=tiny seed=3
-  hialign train -m experiment=llava,hacl,hierarchical seed=0,1,2
-  hialign train experiment=hacl --cfg job        print the composed config, train nothing
-  hialign train --help                           the groups to choose from, and Hydra's own flags
-  hialign evaluate run=runs/hacl/NAME benchmark=[pope,chair]"""
+  hialign train experiment=hierarchical data=flickr8k data.root=FOLDER
+  hialign train experiment=hierarchical data=flickr8k data.root=FOLDER solver=joint seed=3
+  hialign train -m experiment=hierarchical data=flickr8k data.root=FOLDER solver=joint,alternating seed=0,1,2
+  hialign train experiment=hierarchical data=flickr8k data.root=FOLDER --cfg job     show the config, train nothing
+  hialign evaluate run=runs/hierarchical/NAME
+  hialign export run=runs/hierarchical/NAME out=FOLDER
+  hialign configs                                what there is to choose from"""
 
 # Hydra's flags. argparse takes any unambiguous prefix of them, so that `--experiment x` would be read as
 # `--experimental-rerun x` and crash; only what is written in full here is let through.

@@ -84,7 +84,7 @@ def gather(rows: Tensor) -> tuple[Tensor, int]:
     """
     if not active():
         return rows, 0
-    gathered: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(rows)
     return gathered, rank() * len(rows)
 
 

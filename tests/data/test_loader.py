@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,15 +288,42 @@ def test_a_killed_worker_is_an_error_and_not_a_hang():
     assert wait_for_no_children() == []
 
 
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not say who sent a signal")
 def test_workers_outlive_signals_that_are_meant_for_the_main_process():
     some = loader(dataset(50), Draw(seconds=0.01), workers=2)
     some.next()
     for child in multiprocessing.active_children():
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-            os.kill(child.pid, number)
+        for name in ("TERM", "INT", "USR1", "USR2"):  # from another process, as a scheduler sends them
+            subprocess.run(["kill", f"-{name}", str(child.pid)], check=True)
     assert len(take(some, 10)) == 40
     some.close()
     assert wait_for_no_children() == []
+
+
+LEFT_RUNNING = """
+import time
+from pathlib import Path
+from hialign.data import CaptionedImage, Dataset, Loader
+
+class Slow:
+    def encode(self, record, rng):
+        time.sleep(0.01 if int(record.id) < 6 else 60)
+
+    def collate(self, items):
+        return items
+
+data = Dataset("d", [CaptionedImage(str(i), Path(), ("a",)) for i in range(8)])
+loader = Loader(data, Slow(), batch_size=1, micro_batch_size=1, seed=2, workers=2, on_skip=print)
+loader.next()
+raise SystemExit(3)
+"""
+
+
+def test_a_program_that_ends_without_closing_does_not_wait_for_its_workers():
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", LEFT_RUNNING], capture_output=True, text=True, timeout=50, check=False)
+    assert (done.returncode, done.stderr) == (3, "")
+    assert time.monotonic() - start < 30
 
 
 class Fails(Draw):

@@ -84,7 +84,7 @@ def test_a_broken_image_is_named_with_its_record(tmp_path, write_image):
     whole = write_image(tmp_path / "whole.jpg").read_bytes()
     png = write_image(tmp_path / "whole.png").read_bytes()
     contents = {"cut.jpg": whole[: len(whole) // 2], "empty.jpg": b"", "text.jpg": b"not an image"}
-    contents |= {"cut.png": png[: len(png) // 2], "flipped.png": png[:40] + bytes([png[40] ^ 255]) + png[41:]}
+    contents |= {"cut.png": png[: len(png) // 2], "short chunk.png": png[:36] + b"\x32" + png[37:]}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     for name in [*contents, "vanished.jpg"]:

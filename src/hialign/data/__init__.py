@@ -2,6 +2,7 @@
 
 from hialign.data.captions import coco_captions, flickr8k
 from hialign.data.collate import LanguageCollator, PairCollator
+from hialign.data.drawn import draw_captioned
 from hialign.data.loader import Loader
 from hialign.data.records import (
     BadRecord,
@@ -24,6 +25,7 @@ __all__ = [
     "PairCollator",
     "Skipped",
     "coco_captions",
+    "draw_captioned",
     "flickr8k",
     "load_image",
     "mix",

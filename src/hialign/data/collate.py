@@ -75,8 +75,12 @@ class LanguageCollator:
 
     def encode(self, record: CaptionedImage, rng: np.random.Generator) -> LanguageItem:
         """One row with a caption that ``rng`` chooses; a BadRecord when it does not load or does not fit."""
+        return self.row(record, _choose(record.captions, rng), pixels(self.image_processor, record))
+
+    def row(self, record: CaptionedImage, caption: str, pixel_values: Tensor) -> LanguageItem:
+        """The row of one caption and an image of shape (3, height, width); a BadRecord when it does not fit."""
         prefix = self._prefix()
-        target = [*self._caption_ids(record, _choose(record.captions, rng)), self.tokenizer.eos_token_id]
+        target = [*self._caption_ids(record, caption), self.tokenizer.eos_token_id]
         if len(prefix) + len(target) > self.max_length:
             raise BadRecord(
                 str(record.image),
@@ -84,8 +88,7 @@ class LanguageCollator:
                 f"{len(prefix)} prompt + {len(target)} caption tokens are more than max_length={self.max_length}",
                 "raise max_length, or shorten the caption",
             )
-        pixels = _pixels(self.image_processor, record)
-        return LanguageItem(record.id, pixels, prefix + target, [-100] * len(prefix) + target)
+        return LanguageItem(record.id, pixel_values, prefix + target, [-100] * len(prefix) + target)
 
     def collate(self, items: list[LanguageItem]) -> LanguageBatch:
         """The items as one batch, padded to its longest row."""
@@ -135,15 +138,18 @@ class PairCollator:
         self.max_length = max_length
 
     def encode(self, record: CaptionedImage, rng: np.random.Generator) -> PairItem:
-        """One pair with a caption that ``rng`` chooses; a BadRecord when the image does not load.
+        """One pair with a caption that ``rng`` chooses; a BadRecord when the image does not load."""
+        return self.row(record, _choose(record.captions, rng), pixels(self.image_processor, record))
+
+    def row(self, record: CaptionedImage, caption: str, pixel_values: Tensor) -> PairItem:
+        """The pair of one caption and an image of shape (3, height, width).
 
         The CLIP row is cut to max_length and keeps its eos, where CLIP reads the text, as its own tokenizer does.
         """
-        caption = _choose(record.captions, rng)
         ids = [*_bos(self.tokenizer), *_token_ids(self.tokenizer, caption, record), self.tokenizer.eos_token_id]
         clip_ids = [self.clip_tokenizer.bos_token_id, *_token_ids(self.clip_tokenizer, caption, record)]
         clip_ids = [*clip_ids[: self.max_length - 1], self.clip_tokenizer.eos_token_id]
-        return PairItem(record.id, _pixels(self.image_processor, record), ids, clip_ids)
+        return PairItem(record.id, pixel_values, ids, clip_ids)
 
     def collate(self, items: list[PairItem]) -> PairBatch:
         """The items as one batch; both captions are padded to their longest row, no label is set."""
@@ -178,7 +184,7 @@ def _token_ids(tokenizer: Tokenizer, caption: str, record: CaptionedImage) -> li
     return ids
 
 
-def _pixels(image_processor: ImageProcessor, record: CaptionedImage) -> Tensor:
+def pixels(image_processor: ImageProcessor, record: CaptionedImage) -> Tensor:
     """The record's image as the tower wants it, (3, height, width)."""
     pixels: Tensor = image_processor(images=[load_image(record)], return_tensors="pt")["pixel_values"][0]
     return pixels

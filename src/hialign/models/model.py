@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -32,7 +33,7 @@ class Model:
     @property
     def num_image_tokens(self) -> int:
         """Placeholders that an image takes in a row of text."""
-        config = self.root.llava.config
+        config: Any = self.root.llava.config
         patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
         return int(patches + (config.vision_feature_select_strategy == "full"))
 

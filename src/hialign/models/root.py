@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,8 @@ from transformers import LlavaForConditionalGeneration
 from hialign.batch import Tokens
 from hialign.models.heads import Alignment
 
-if TYPE_CHECKING:
-    from hialign.batch import Batch
-    from hialign.objectives import Objective, Result
+B = TypeVar("B")
+T = TypeVar("T")
 
 
 class Root(nn.Module):
@@ -28,8 +28,8 @@ class Root(nn.Module):
         self.llava = llava
         self.alignment = alignment
 
-    def forward(self, objective: Objective, batch: Batch) -> Result:
-        """``objective(self, batch)``."""
+    def forward(self, objective: Callable[[Root, B], T], batch: B) -> T:
+        """``objective(self, batch)``; an objective for training, any other reader for evaluation."""
         return objective(self, batch)
 
     @property
@@ -85,7 +85,7 @@ class Root(nn.Module):
 
     def _read_image(self, tokens: Tensor) -> Tensor:
         """The language model's last state after the image tokens and the end token that closes every caption."""
-        end_id = torch.tensor(self.llava.config.text_config.eos_token_id, device=tokens.device)
+        end_id = torch.tensor(self.llava.config.get_text_config().eos_token_id, device=tokens.device)
         end = self.llava.get_input_embeddings()(end_id).to(tokens.dtype).expand(len(tokens), 1, -1)
         states = self.llava.model.language_model(inputs_embeds=torch.cat([tokens, end], dim=1), use_cache=False)
         last: Tensor = states.last_hidden_state[:, -1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import (
     CLIPImageProcessor,
@@ -94,7 +96,7 @@ def _config(
     )
 
 
-def _alignment(tokenizer: PreTrainedTokenizerBase, config: LlavaConfig, temperature: float) -> Alignment:
+def _alignment(tokenizer: PreTrainedTokenizerBase, config: Any, temperature: float) -> Alignment:
     vision_dim, llm_dim = config.vision_config.hidden_size, config.text_config.hidden_size
     text_config = {
         "vocab_size": len(tokenizer),

@@ -35,8 +35,7 @@ def choose_device(name: str) -> torch.device:
 
 def build_model(config: DictConfig) -> Model:
     """The run's starting model: what ``model`` describes, or another run's where ``model.from_run`` names it."""
-    node = OmegaConf.to_container(config.model, resolve=True)
-    assert isinstance(node, dict)
+    node: Any = OmegaConf.to_container(config.model, resolve=True)
     other = node.pop("from_run", None)
     model: Model = load_run(Path(other)) if other else build(node, "model", config.allow)
     return model
@@ -137,8 +136,10 @@ def _micro_batch(objective: Objective, node: DictConfig, rows: int) -> int:
 def _steps(node: DictConfig, outer: LevelRun) -> int:
     if node.steps is not None:
         return int(node.steps)
-    longest = max(stream.examples_per_epoch for stream in outer.streams.values() if isinstance(stream, Loader))
-    return max(1, round(node.epochs * longest / node.batch_size))
+    longest: int = max(stream.examples_per_epoch for stream in outer.streams.values() if isinstance(stream, Loader))
+    epochs: float = node.epochs
+    batch_size: int = node.batch_size
+    return max(1, round(epochs * longest / batch_size))
 
 
 def find_checkpoint(run: Path, config: DictConfig) -> Checkpoint | None:

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import hydra.utils
@@ -28,15 +28,19 @@ def build(node: Node | DictConfig, path: str, allow: Sequence[str] = (), **given
     target that is not allowed or not found, an argument it does not take or of the wrong kind, one that is missing,
     and for what the target itself refuses.
     """
-    plain = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
-    _check(plain, path, allow, set(given))
+    check(node, path, allow, set(given))
     try:
-        return hydra.utils.instantiate(plain, **given, _convert_="all")
+        return hydra.utils.instantiate(_plain(node), **given, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ValueError | OSError):
             raise ValueError(f"{path}: {cause}") from cause
         raise
+
+
+def check(node: Node | DictConfig, path: str, allow: Sequence[str] = (), given: Collection[str] = ()) -> None:
+    """Raises what ``build`` would of ``node``'s targets and arguments, and builds nothing."""
+    _check(_plain(node), path, allow, given)
 
 
 def target_class(node: Node | DictConfig, path: str, allow: Sequence[str] = ()) -> Any:
@@ -56,19 +60,23 @@ def target_class(node: Node | DictConfig, path: str, allow: Sequence[str] = ()) 
         raise ValueError(f"{path}._target_: {name} cannot be imported: {error}") from error
 
 
-def _check(node: Any, path: str, allow: Sequence[str], given: set[str]) -> None:
+def _plain(node: Node | DictConfig) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else dict(node)
+
+
+def _check(node: Any, path: str, allow: Sequence[str], given: Collection[str]) -> None:
     if isinstance(node, list):
         for place, item in enumerate(node):
-            _check(item, f"{path}[{place}]", allow, set())
+            _check(item, f"{path}[{place}]", allow, ())
     if not isinstance(node, dict):
         return
     for key, value in node.items():
-        _check(value, f"{path}.{key}", allow, set())
+        _check(value, f"{path}.{key}", allow, ())
     if "_target_" in node:
         _check_arguments(node, path, target_class(node, path, allow), given)
 
 
-def _check_arguments(node: dict[str, Any], path: str, target: Any, given: set[str]) -> None:
+def _check_arguments(node: dict[str, Any], path: str, target: Any, given: Collection[str]) -> None:
     parameters = inspect.signature(target).parameters
     hints = _hints(target)
     own = {key: value for key, value in node.items() if not key.startswith("_")}
@@ -81,9 +89,9 @@ def _check_arguments(node: dict[str, Any], path: str, target: Any, given: set[st
             raise ValueError(f"{path}.{key}: got {value!r}, wanted {_name(hints[key])}")
     for key, parameter in parameters.items():
         variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if not variadic and parameter.default is parameter.empty and key not in own and key not in given:
-            if not node.get("_partial_"):
-                raise ValueError(f"{path}.{key}: not given; {node['_target_']} needs it")
+        needed = not variadic and parameter.default is parameter.empty and not node.get("_partial_")
+        if needed and key not in own and key not in given:
+            raise ValueError(f"{path}.{key}: not given; {node['_target_']} needs it")
 
 
 def _hints(target: Any) -> dict[str, Any]:

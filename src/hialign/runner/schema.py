@@ -1,16 +1,16 @@
-"""The composed config as dataclasses, so that Hydra names a key that is unknown or of the wrong kind; then its sense."""
+"""The composed config as dataclasses, so that Hydra names a key that is unknown or of the wrong kind; then checks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from hialign.runner.build import is_target, target_class
+from hialign.runner.build import check, is_target, target_class
 
 Node = dict[str, Any]
 
@@ -104,11 +104,16 @@ def validate(config: DictConfig, *, experiment: str | None, suite: str) -> None:
     if not config.stages:
         chosen = f"experiment={experiment} has no stage" if experiment else "no experiment is chosen"
         raise ValueError(f"stages: {chosen}; choose one with experiment=..., `hialign configs experiment` lists them")
+    if OmegaConf.is_missing(config, "data"):
+        raise ValueError("data: not chosen; wanted data=NAME data.root=FOLDER, `hialign configs data` lists them")
     if config.resume not in (None, "auto"):
         raise ValueError(f"resume: got {config.resume!r}, wanted auto, or null to start anew")
     for name in config.stages:
         _validate_stage(config, name, suite)
     _validate_solver(config)
+    model = {key: value for key, value in config.model.items() if key != "from_run"}
+    for path, node in (("model", model), ("solver", config.solver), *_under(config.tracker, "tracker")):
+        check(node, path, config.allow)
 
 
 def _validate_stage(config: DictConfig, name: str, suite: str) -> None:
@@ -119,7 +124,7 @@ def _validate_stage(config: DictConfig, name: str, suite: str) -> None:
     stage = config.stages[name]
     for level in ("outer", "inner"):
         if stage[level] is not None:
-            _validate_level(stage[level], f"{path}.{level}")
+            _validate_level(stage[level], f"{path}.{level}", config.allow)
     if (stage.steps is None) == (stage.epochs is None):
         raise ValueError(f"{path}: got steps={stage.steps} and epochs={stage.epochs}, wanted one of the two")
     for key in ("steps", "epochs", "batch_size", "inner_batch_size", "micro_batch_size", "lr"):
@@ -135,7 +140,7 @@ def _validate_stage(config: DictConfig, name: str, suite: str) -> None:
         raise ValueError(f"{path}.solver: this stage has no inner level for a solver to weigh; set {path}.inner too")
 
 
-def _validate_level(node: Any, path: str) -> None:
+def _validate_level(node: Any, path: str, allow: Sequence[str]) -> None:
     try:
         OmegaConf.merge(OmegaConf.structured(LevelConfig), node)
     except (OmegaConfBaseException, ValueError) as error:
@@ -143,6 +148,8 @@ def _validate_level(node: Any, path: str) -> None:
     for stream, source in node.data.items():
         if not is_target(source):
             raise ValueError(f"{path}.data.{stream}: got {source!r}, wanted a data set with a _target_")
+    for where, target in ((f"{path}.objective", node.objective), *_under(node.data, f"{path}.data")):
+        check(target, where, allow)
 
 
 def _validate_solver(config: DictConfig) -> None:
@@ -163,37 +170,35 @@ def _validate_solver(config: DictConfig) -> None:
             )
 
 
+def _under(node: DictConfig, path: str) -> list[tuple[str, Any]]:
+    return [(f"{path}.{key!s}", node[key]) for key in node]
+
+
 def _missing(node: DictConfig, path: str, config: DictConfig, suite: str) -> str | None:
     """What to say of the first value under ``node`` that is not given, or None."""
-    for key_path, owner, key in _leaves(node, path):
+    for key in map(str, node):
+        where = f"{path}.{key}"
         try:
-            absent = OmegaConf.is_missing(owner, key)
-            value = None if absent else owner[key]
+            child = node[key]
+        except MissingMandatoryValue:
+            return f"{where}: not given; set {where}=..."
         except InterpolationToMissingValueError:
-            return _say_missing(key_path, str(OmegaConf.to_container(owner, resolve=False)[key]), config, suite)  # type: ignore[index, call-overload]
+            raw: Any = OmegaConf.to_container(node, resolve=False)
+            return _say_missing(where, str(raw[key]).removeprefix("${").removesuffix("}"), config, suite)
         except OmegaConfBaseException as error:
-            return f"{key_path}: {str(error).splitlines()[0]}"
-        if absent:
-            return f"{key_path}: not given; set {key_path}=..."
-        del value
+            return f"{where}: {str(error).splitlines()[0]}"
+        below = _missing(child, where, config, suite) if isinstance(child, DictConfig) else None
+        if below:
+            return below
     return None
 
 
-def _leaves(node: DictConfig, path: str) -> Iterator[tuple[str, DictConfig, str]]:
-    for key in node:
-        key_path = f"{path}.{key}"
-        yield key_path, node, str(key)
-        child = node[key]
-        if isinstance(child, DictConfig):
-            yield from _leaves(child, key_path)
-
-
-def _say_missing(path: str, reference: str, config: DictConfig, suite: str) -> str:
-    source = reference.removeprefix("${").removesuffix("}")
-    role = source.removeprefix("data.")
+def _say_missing(path: str, source: str, config: DictConfig, suite: str) -> str:
+    """``path`` is a link to ``source``, which is not given."""
     if source == "data.root":
         return f"data.root: not given, {path} reads it; set data.root=FOLDER"
     if source.startswith("data."):
-        roles = [key for key in config.data if not OmegaConf.is_missing(config.data, key) and is_target(config.data[key])]
-        return f"{path}: data={suite} has no {role}; it has {', '.join(map(str, roles))}"
+        roles = [key for key in map(str, config.data) if not OmegaConf.is_missing(config.data, key)]
+        given = [key for key in roles if OmegaConf.is_dict(config.data[key])]
+        return f"{path}: data={suite} has no {source.removeprefix('data.')}; it has {', '.join(given)}"
     return f"{path}: {source} is not given; choose {source}=..."

@@ -26,7 +26,9 @@ class Alternating:
         if inner_steps < 1:
             raise ValueError(f"inner_steps: got {inner_steps}, wanted at least 1")
         if not 0 <= power <= 1:
-            raise ValueError(f"power: got {power}, wanted a number in [0, 1]; above 1 the outer steps have a finite sum")
+            raise ValueError(
+                f"power: got {power}, wanted a number in [0, 1]; above 1 the outer steps have a finite sum"
+            )
         if not half_life > 0:
             raise ValueError(f"half_life: got {half_life}, wanted a number of steps above 0")
         self.inner_steps = inner_steps

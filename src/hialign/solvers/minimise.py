@@ -73,7 +73,7 @@ class _ClosureOracle:
 
     def grads(self, level: Level) -> Gradients:
         loss = self.closures[level]()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.last = {**getattr(self, "last", {}), level: float(loss.detach())}
         moved = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         for p in self.parameters.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +38,8 @@ class Wandb:
     def __init__(self, *, project: str, mode: str = "offline") -> None:
         if mode not in ("online", "offline"):
             raise ValueError(f"tracker.wandb.mode: got {mode!r}, wanted 'online' or 'offline'")
-        self.project, self.mode = project, mode
+        self.project = project
+        self.mode: Any = mode  # one of wandb's literals, as was just checked
         self.run: Any = None
 
     def start(self, folder: Path, config: Row) -> None:
@@ -73,7 +75,7 @@ class TensorBoard:
             raise ValueError(
                 "tracker=tensorboard: the package tensorboard is missing; pip install 'hialign[tensorboard]'"
             ) from error
-        self.writer = SummaryWriter(folder / "tensorboard")  # type: ignore[no-untyped-call]
+        self.writer = SummaryWriter(folder / "tensorboard")
         self.writer.add_text("config", f"```\n{json.dumps(config, indent=2, default=str)}\n```")
 
     def log(self, row: Row) -> None:
@@ -104,7 +106,9 @@ class Logs:
             tracker.start(self.folder, self.config)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.end_stage()
         if self.file:
             self.file.close()
@@ -172,3 +176,8 @@ def write_json(file: Path, value: object) -> None:
     partial = file.with_name(f".{file.name}.partial")
     partial.write_text(json.dumps(value, indent=2, default=str) + "\n")
     os.replace(partial, file)
+
+
+def write_status(folder: Path, state: str, **details: object) -> None:
+    """Replaces ``status.json``: running, done, failed or preempted, and where."""
+    write_json(folder / "status.json", {"state": state, **details, "time": time.strftime("%FT%T%z")})

@@ -17,7 +17,7 @@ from torch import nn
 from hialign import distributed
 from hialign.solvers import Group
 from hialign.training import checkpoint
-from hialign.training.logs import Logs, write_json
+from hialign.training.logs import Logs, write_status
 from hialign.training.optim import adamw, schedule
 from hialign.training.oracle import NonFinite, TrainingOracle, probe_groups
 from hialign.training.stage import Stage
@@ -129,7 +129,8 @@ class Training:
         }
         total = self.total_before + oracle.step
         saved = checkpoint.save(self.folder, stage.name, oracle.step, state, total_step=total, keep=self.keep)
-        self.status("running", stage=stage.name, step=oracle.step, of=stage.optimisation.steps)
+        if distributed.is_main():
+            write_status(self.folder, "running", stage=stage.name, step=oracle.step, of=stage.optimisation.steps)
         return saved
 
     def _restore(self, stage: Stage, oracle: TrainingOracle, state: dict[str, Any]) -> None:
@@ -142,11 +143,6 @@ class Training:
         oracle.step = state["step"]
         checkpoint.restore_random(state)
 
-    def status(self, state: str, **details: object) -> None:
-        """Replaces ``status.json``."""
-        if distributed.is_main():
-            write_json(self.folder / "status.json", {"state": state, **details, "time": time.strftime("%FT%T%z")})
-
     def _asked_to_stop(self) -> int:
         """The signal that some rank has caught, or 0; every rank gets the same answer."""
         flag = torch.tensor([self.caught[0]], device=self.device)
@@ -156,7 +152,9 @@ class Training:
         trainable = {name: p for name, p in self.root.named_parameters() if p.requires_grad}
         untouched = [name for name in trainable if name not in groups]
         if not groups:
-            raise ValueError(f"stage {stage.name}: no loss reaches a parameter that trains; see stages.{stage.name}.train")
+            raise ValueError(
+                f"stages.{stage.name}.train: no loss reaches a parameter that trains; let more parts train"
+            )
         self.logs.say(f"stage {stage.name}: {stage.optimisation.steps} steps, solver {type(stage.solver).__name__}")
         for group in ("inner", "shared", "outer"):
             sizes = [p.numel() for name, p in trainable.items() if groups.get(name) == group]
@@ -164,7 +162,9 @@ class Training:
                 self.logs.say(f"  {group:>9}: {sum(sizes):,} parameters in {len(sizes)} tensors")
         if untouched:
             sizes = [trainable[name].numel() for name in untouched]
-            self.logs.say(f"  untouched: {sum(sizes):,} parameters in {len(sizes)} tensors, no loss reaches them: frozen")
+            self.logs.say(
+                f"  untouched: {sum(sizes):,} parameters in {len(sizes)} tensors: no loss reaches them, frozen"
+            )
 
 
 @contextmanager
@@ -175,7 +175,7 @@ def _signals() -> Iterator[list[int]]:
     """
     caught = [0]
 
-    def catch(signum: int, frame: FrameType | None) -> None:
+    def catch(signum: int, _frame: FrameType | None) -> None:
         if caught[0] and signum == signal.SIGINT:
             raise KeyboardInterrupt
         caught[0] = signum

@@ -64,7 +64,7 @@ class TrainingOracle:
         results = []
         for batch in batches:
             result = evaluate(self.root, self.levels[level], batch, self.precision, self.device)
-            result.loss_sum.backward()  # type: ignore[no-untyped-call]
+            result.loss_sum.backward()
             results.append(result)
         mean, weight = self._join(level, batches, results)
         gradient = self._take()
@@ -184,7 +184,7 @@ def _reached(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for stream in level.streams.values():
             result = evaluate(root, level, stream.peek(), precision, device)
-            result.loss_sum.backward()  # type: ignore[no-untyped-call]
+            result.loss_sum.backward()
     flags = torch.tensor([p.grad is not None for p in trainable.values()], dtype=torch.int32, device=device)
     for parameter in trainable.values():
         parameter.grad = None

@@ -20,7 +20,7 @@ from hialign.data import Skipped
 from hialign.models import Model, count, save
 from hialign.runner import assemble, names, schema
 from hialign.runner.build import build
-from hialign.training import Logs, Preempted, Training, drop_rows_after, write_json
+from hialign.training import Logs, Preempted, Training, drop_rows_after, write_json, write_status
 from hialign.training.checkpoint import Checkpoint
 
 # what may change between a run and its resumption
@@ -53,21 +53,27 @@ def _composed(config: DictConfig) -> None:
 
 
 def run(config: DictConfig) -> Path:
-    """Trains what ``config`` describes; returns the run folder."""
+    """Trains what ``config`` describes; returns the run folder, whose ``status.json`` says how it ended."""
     choices = HydraConfig.get().runtime.choices
-    experiment, suite = choices.get("experiment"), str(choices.get("data"))
-    if config.get("data") is None or OmegaConf.is_missing(config, "data"):
-        raise ValueError("data: not chosen; wanted data=NAME data.root=FOLDER, `hialign configs data` lists them")
-    schema.validate(config, experiment=experiment, suite=suite)
+    experiment = choices.get("experiment")
+    schema.validate(config, experiment=experiment, suite=str(choices.get("data")))
     name = config.name or names.run_name(HydraConfig.get().overrides.task)
     folder = Path(config.output) / (experiment or "unnamed") / name
     device = assemble.choose_device(config.trainer.device)
-    plain = _plain(config)
-    resume_from = _claim(folder, config, plain)
-    if resume_from is None and _is_done(folder):
+    if _state(folder) == "done" and config.resume:
         print(f"{folder} is done; `hialign evaluate run={folder}` scores it", file=sys.stderr)
         return folder
-    _train(config, plain, folder, resume_from, device)
+    plain = _plain(config)
+    resume_from = _claim(folder, config, plain)
+    try:
+        _train(config, plain, folder, resume_from, device)
+    except (Preempted, KeyboardInterrupt) as stop:
+        _leave(folder, "preempted", where=str(stop) or "interrupted")
+        raise
+    except BaseException as error:
+        _leave(folder, "failed", error=f"{type(error).__name__}: {error}")
+        raise
+    _leave(folder, "done")
     return folder
 
 
@@ -82,9 +88,9 @@ def _train(
         distributed.from_main_([p.data for p in model.root.parameters()])
         if config.trainer.gradient_checkpointing:
             model.root.llava.gradient_checkpointing_enable({"use_reentrant": False})
-        _describe(logs, model, folder, resume_from)
+        _describe(logs, model, resume_from)
         skips = _SkipList(folder, logs)
-        training = Training(
+        Training(
             root=model.root,
             stages=[assemble.build_stage(config, str(stage), model, skips) for stage in config.stages],
             folder=folder,
@@ -93,56 +99,49 @@ def _train(
             precision=config.trainer.precision,
             save_every=config.trainer.save_every,
             keep=config.trainer.keep,
-        )
-        _run_to_the_end(training, resume_from)
+        ).run(resume_from)
         if distributed.is_main():
             save(model, folder / "model")
-        training.status("done")
         logs.say(f"done: {folder}/model is a standard Llava folder; `hialign evaluate run={folder}` scores it")
-
-
-def _run_to_the_end(training: Training, resume_from: Checkpoint | None) -> None:
-    """Trains, and leaves in ``status.json`` how it ended."""
-    training.status("running")
-    try:
-        training.run(resume_from)
-    except (Preempted, KeyboardInterrupt) as stop:
-        training.status("preempted", where=str(stop) or "interrupted")
-        raise
-    except BaseException as error:
-        training.status("failed", error=f"{type(error).__name__}: {error}")
-        raise
 
 
 def _claim(folder: Path, config: DictConfig, plain: Mapping[str, Any]) -> Checkpoint | None:
     """Makes the run folder and writes what the run is, or finds the checkpoint to go on from."""
-    existing = folder / "config.yaml"
-    if existing.is_file() and config.resume is None:
-        raise ValueError(f"{folder} exists; resume=auto goes on with it, name=OTHER starts another run beside it")
-    if existing.is_file():
-        old = OmegaConf.to_container(OmegaConf.load(existing))
-        assert isinstance(old, dict)
+    found = assemble.find_checkpoint(folder, config)
+    state = _state(folder)
+    if config.resume is None and (found or state not in (None, "failed")):
+        raise ValueError(
+            f"{folder} exists ({state}); resume=auto goes on with it, name=OTHER starts another run beside it"
+        )
+    if found:
+        old: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
         changed = assemble.differences(_binding(old), _binding(plain))
         if changed:
             raise ValueError(f"resume: {folder} was started with another config: {'; '.join(changed)}; use name=OTHER")
-    elif distributed.is_main():
+    distributed.barrier()  # every rank has looked before the first one writes
+    if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(dict(plain)), existing)
+        OmegaConf.save(OmegaConf.create(dict(plain)), folder / "config.yaml")
         write_json(folder / "provenance.json", names.provenance())
+        drop_rows_after(folder / "metrics.jsonl", _total_step(found))
+        write_status(folder, "running")
     distributed.barrier()
-    found = None if _is_done(folder) else assemble.find_checkpoint(folder, config)
-    if distributed.is_main() and not _is_done(folder):
-        drop_rows_after(folder / "metrics.jsonl", _total_step(found, folder))
     return found
 
 
-def _total_step(found: Checkpoint | None, folder: Path) -> int:
+def _leave(folder: Path, state: str, **details: object) -> None:
+    if distributed.is_main():
+        write_status(folder, state, **details)
+
+
+def _total_step(found: Checkpoint | None) -> int:
     return 0 if found is None else int(json.loads((found.folder / "where.json").read_text())["total_step"])
 
 
-def _is_done(folder: Path) -> bool:
+def _state(folder: Path) -> str | None:
+    """What ``status.json`` says, None where there is no run."""
     status = folder / "status.json"
-    return status.is_file() and json.loads(status.read_text())["state"] == "done"
+    return str(json.loads(status.read_text())["state"]) if status.is_file() else None
 
 
 def _binding(config: Mapping[Any, Any]) -> dict[str, Any]:
@@ -166,8 +165,8 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def _describe(logs: Logs, model: Model, folder: Path, resume_from: Checkpoint | None) -> None:
-    logs.say(f"run folder: {folder}")
+def _describe(logs: Logs, model: Model, resume_from: Checkpoint | None) -> None:
+    logs.say(f"run folder: {logs.folder}")
     if resume_from:
         logs.say(f"resuming from {resume_from.folder}")
     sizes = ", ".join(f"{row.part} {row.total:,}" for row in count(model.root))
@@ -186,7 +185,11 @@ class _SkipList:
         if key in self.seen:  # both levels read the same files
             return
         self.seen.add(key)
-        with (self.folder / f"skipped{'' if distributed.is_main() else f'-{distributed.rank()}'}.jsonl").open("a") as out:
+        with (self.folder / f"skipped{'' if distributed.is_main() else f'-{distributed.rank()}'}.jsonl").open(
+            "a"
+        ) as out:
             out.write(json.dumps({"file": skipped.file, "record": skipped.record, "problem": skipped.problem}) + "\n")
         if (len(self.seen) & (len(self.seen) - 1)) == 0:
-            self.logs.say(f"skipped {len(self.seen)} records so far, {self.folder}/skipped.jsonl lists them: {skipped.problem}")
+            self.logs.say(
+                f"skipped {len(self.seen)} records so far, {self.folder}/skipped.jsonl lists them: {skipped.problem}"
+            )

@@ -1,0 +1,52 @@
+"""What a model writes under held-out images, and how likely it finds what people wrote."""
+
+from __future__ import annotations
+
+import math
+
+from hialign.evaluation.answer import AnswerFile
+from hialign.evaluation.subject import Subject
+from hialign.models import generate
+from hialign.objectives import NextToken
+
+
+class Captions:
+    """Captions written greedily to ``answers/captions.jsonl``, and the mean loss of the written references.
+
+    ``loss`` is in nats a token over all references and ``perplexity`` its exponential; ``distinct`` is the share of
+    different captions among those generated: near 0, the model says the same of every image.
+    """
+
+    def __init__(self, max_new_tokens: int = 40, samples: int = 5) -> None:
+        self.max_new_tokens, self.samples = max_new_tokens, samples
+
+    def __call__(self, subject: Subject) -> dict[str, float]:
+        """The scores; prints a few captions beside a reference."""
+        loss_sum, tokens = 0.0, 0.0
+        made_by = {"model": subject.name, "max_new_tokens": self.max_new_tokens}
+        with AnswerFile(subject.answers / "captions.jsonl", made_by) as file:
+            for records, pixel_values in subject.images("captions"):
+                new = [i for i, record in enumerate(records) if record.id not in file.answers]
+                if new:
+                    prompt = subject.language.prompt(len(new)).to(subject.device)
+                    with subject.autocast():
+                        texts = generate(
+                            subject.model,
+                            pixel_values[new].to(subject.device),
+                            prompt,
+                            max_new_tokens=self.max_new_tokens,
+                        )
+                    for i, text in zip(new, texts, strict=True):
+                        file.write(records[i].id, answer=text, references=list(records[i].captions))
+                rows = [(record, caption, i) for i, record in enumerate(records) for caption in record.captions]
+                items = [subject.language.row(record, caption, pixel_values[i]) for record, caption, i in rows]
+                result = subject.read(NextToken(), subject.language.collate(items))
+                loss_sum, tokens = loss_sum + result.loss_sum.item(), tokens + result.weight.item()
+        self._show(file)
+        loss = loss_sum / tokens
+        distinct = len({row["answer"] for row in file.answers.values()}) / len(file.answers)
+        return {"loss": loss, "perplexity": math.exp(loss), "distinct": distinct, "images": float(len(file.answers))}
+
+    def _show(self, file: AnswerFile) -> None:
+        for name, row in list(file.answers.items())[: self.samples]:
+            print(f"{name}\n  model:     {row['answer']}\n  reference: {row['references'][0]}")

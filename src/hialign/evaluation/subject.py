@@ -1,0 +1,63 @@
+"""What is evaluated: a model, on held-out images with their captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hialign.batch import Batch
+from hialign.data import BadRecord, CaptionedImage, Dataset, LanguageCollator, PairCollator, Skipped
+from hialign.data.collate import pixels
+from hialign.models import Model
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and what it is asked about. ``answers`` is where its answers are written, ``name`` tells models apart."""
+
+    name: str
+    model: Model
+    heldout: Dataset[CaptionedImage]
+    language: LanguageCollator
+    pairs: PairCollator
+    answers: Path
+    batch_size: int
+    device: torch.device
+    autocast: Callable[[], Any]
+    on_skip: Callable[[Skipped], None]
+
+    def images(self, task: str) -> Iterator[tuple[list[CaptionedImage], Tensor]]:
+        """Records with their images (batch, 3, height, width), under a progress bar that says ``task``.
+
+        A broken image raises ``BadRecord`` or, where the data set says ``skip``, is reported and left out.
+        """
+        records = self.heldout.records
+        with tqdm(total=len(records), desc=task, unit="image") as bar:
+            for start in range(0, len(records), self.batch_size):
+                wanted = records[start : start + self.batch_size]
+                loaded = [(record, image) for record in wanted if (image := self._load(record)) is not None]
+                if loaded:
+                    kept, images = zip(*loaded, strict=True)
+                    yield list(kept), torch.stack(images)
+                bar.update(len(wanted))
+
+    def read(self, reader: Callable[[Any, Any], Any], batch: Batch) -> Any:
+        """``reader(root, batch)`` without gradients, through the root and under the wanted precision."""
+        self.model.root.eval()
+        with torch.no_grad(), self.autocast():
+            return self.model.root(reader, batch.to(self.device))
+
+    def _load(self, record: CaptionedImage) -> Tensor | None:
+        try:
+            return pixels(self.language.image_processor, record)
+        except BadRecord as error:
+            if self.heldout.on_error == "raise":
+                raise
+            self.on_skip(Skipped(error.file, error.record, error.problem))
+            return None

@@ -1,0 +1,54 @@
+"""``hialign demo``: train on two levels and evaluate, on a laptop, without downloads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from hialign.data import draw_captioned
+
+USAGE = "hialign demo [photos=FOLDER] [output=runs]"
+NUM_DRAWN = 800
+
+
+def main() -> int:
+    """Runs the commands that a user would type, and prints them; returns the exit code of the first that fails."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"usage: {USAGE}\n\nphotos= is a folder in Flickr8k's layout; without it, pictures are drawn.")
+        return 0
+    settings = _settings(sys.argv[1:])
+    output = Path(settings.get("output", "runs"))
+    name = time.strftime("demo-%Y%m%d-%H%M%S")
+    root = _photographs(settings.get("photos"), output)
+    run = output / "hierarchical" / name
+    commands = [
+        ["train", "experiment=hierarchical", "data=flickr8k", f"data.root={root}", f"output={output}", f"name={name}"],
+        ["evaluate", f"run={run}"],
+    ]
+    for command in commands:
+        print(f"\n$ hialign {' '.join(command)}", flush=True)
+        code = subprocess.run([sys.executable, "-m", "hialign", *command], check=False).returncode
+        if code:
+            return code
+    print(
+        "\nThis was a model of a million parameters that began with random weights: it shows that the parts work\n"
+        "together, from files over two levels of training to scores. It is no result."
+    )
+    return 0
+
+
+def _photographs(folder: str | None, output: Path) -> Path:
+    if folder:
+        return Path(folder)
+    drawn = output / "drawn"
+    print(f"no photographs given (photos=FOLDER): drawing {NUM_DRAWN} pictures into {drawn}", flush=True)
+    return draw_captioned(drawn, NUM_DRAWN, seed=0)
+
+
+def _settings(arguments: list[str]) -> dict[str, str]:
+    pairs = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if not set(pairs) <= {"photos", "output"} or len(pairs) < len(arguments):
+        raise ValueError(f"demo: got {' '.join(arguments)}, wanted nothing or photos=..., output=..., as in: {USAGE}")
+    return pairs

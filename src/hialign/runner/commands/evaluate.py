@@ -1,0 +1,100 @@
+"""``hialign evaluate``: a run's model on held-out data."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from hialign.batch import LanguageBatch, PairBatch
+from hialign.data import Dataset, LanguageCollator, PairCollator, Skipped
+from hialign.evaluation.report import table
+from hialign.evaluation.subject import Subject
+from hialign.runner import assemble, schema
+from hialign.runner.build import build
+from hialign.training import write_json
+from hialign.training.oracle import autocast
+
+
+def main() -> None:
+    """Composes the config from the command line and evaluates."""
+    schema.register()
+    _composed()
+
+
+@hydra.main(version_base="1.3", config_path="pkg://hialign.configs", config_name="evaluate")
+def _composed(config: DictConfig) -> None:
+    try:
+        run(config)
+    except (ValueError, OSError) as error:
+        print(f"hialign evaluate: {error}", file=sys.stderr)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        sys.exit(1)
+
+
+def run(config: DictConfig) -> dict[str, Any]:
+    """Runs every benchmark, writes ``scores.json`` into the run folder and prints the table; returns the scores."""
+    if OmegaConf.is_missing(config, "run"):
+        raise ValueError("run: not given; set run=runs/<experiment>/<name>")
+    if not config.benchmark:
+        raise ValueError(
+            "benchmark: none chosen; `hialign configs benchmark` lists them, benchmark=[retrieval,captions]"
+        )
+    folder = Path(config.run)
+    benchmarks = {name: build(node, f"benchmark.{name}", config.allow) for name, node in config.benchmark.items()}
+    subject = _subject(config, folder)
+    scores = {str(name): benchmark(subject) for name, benchmark in benchmarks.items()}
+    file = folder / "scores.json"
+    before = json.loads(file.read_text()) if file.is_file() else {}
+    write_json(file, {**before, **scores})
+    print(table(scores))
+    print(f"written to {file}")
+    return scores
+
+
+def _subject(config: DictConfig, folder: Path) -> Subject:
+    device = assemble.choose_device(config.device)
+    model = assemble.load_run(folder)
+    model.root.to(device)
+    trained = OmegaConf.load(folder / "config.yaml")
+    assert isinstance(trained, DictConfig)
+    data = config.data if config.data is not None else trained.data
+    if "heldout" not in data:
+        raise ValueError(f"data: it has no heldout; it has {', '.join(map(str, data))}")
+    heldout: Dataset[Any] = build(data.heldout, "data.heldout", config.allow)
+    language, pairs = assemble.collator(LanguageBatch, model), assemble.collator(PairBatch, model)
+    assert isinstance(language, LanguageCollator) and isinstance(pairs, PairCollator)
+    on_skip = _SkipNote()
+    for skipped in heldout.skipped:
+        on_skip(skipped)
+    last = assemble.find_checkpoint(folder, trained)
+    return Subject(
+        name=f"{last.stage}/{last.folder.name}" if last else "model",
+        model=model,
+        heldout=heldout,
+        language=language,
+        pairs=pairs,
+        answers=folder / "answers",
+        batch_size=config.batch_size,
+        device=device,
+        autocast=partial(autocast, config.precision, device),
+        on_skip=on_skip,
+    )
+
+
+class _SkipNote:
+    def __init__(self) -> None:
+        self.seen: set[Skipped] = set()
+
+    def __call__(self, skipped: Skipped) -> None:
+        if skipped not in self.seen:
+            self.seen.add(skipped)
+            print(f"skipped {skipped.record} of {skipped.file}: {skipped.problem}", file=sys.stderr)
