@@ -31,11 +31,8 @@ def part_of(name: str) -> str:
 
 def set_trainable(root: Root, modes: Mapping[str, str]) -> None:
     """Lets the parts with mode ``full`` train and freezes all others."""
-    for part, mode in modes.items():
-        if part not in PARTS or mode not in MODES:
-            raise ValueError(
-                f"train.{part}: got {mode!r}; wanted one of {', '.join(MODES)} for one of the parts {', '.join(PARTS)}"
-            )
+    if not set(modes) <= set(PARTS) or not set(modes.values()) <= set(MODES):
+        raise ValueError(f"modes: got {dict(modes)}, wanted {' or '.join(MODES)} for parts of {', '.join(PARTS)}")
     for name, parameter in root.named_parameters():
         parameter.requires_grad_(modes.get(part_of(name), "frozen") == "full" and name not in fixed_names(root))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from hialign.training import LevelRun, Optimisation, Stage, latest, load_weights
 from hialign.training.checkpoint import Checkpoint, read_weights
 
 OnSkip = Callable[[Skipped], None]
+Sources = dict[tuple[str, str, str], Dataset[Any] | Mixture]
 
 
 def choose_device(name: str) -> torch.device:
@@ -71,47 +73,62 @@ def collator(batch_type: type[Batch], model: Model) -> LanguageCollator | PairCo
     raise ValueError(f"objective: it reads {batch_type.__name__}, for which there is no collator")
 
 
-def build_stage(config: DictConfig, name: str, model: Model, on_skip: OnSkip) -> Stage:
-    """One stage, with its data sets read and its solver made."""
+def read_data(config: DictConfig, on_skip: OnSkip) -> Sources:
+    """Every stream's data set, as ``stage, level, stream``; a set that several read is read once.
+
+    Comes before the model, so that a missing file is found before a large model is loaded.
+    """
+    sources: Sources = {}
+    read: dict[str, Dataset[Any] | Mixture] = {}
+    for stage, level in ((str(stage), level) for stage in config.stages for level in ("outer", "inner")):
+        node = config.stages[stage][level]
+        for stream in node.data if node is not None else ():
+            description = json.dumps(OmegaConf.to_container(node.data[stream], resolve=True), sort_keys=True)
+            if description not in read:
+                path = f"stages.{stage}.{level}.data.{stream}"
+                read[description] = build(node.data[stream], path, config.allow)
+                _report_skipped(read[description], on_skip)
+            sources[stage, level, str(stream)] = read[description]
+    return sources
+
+
+def _report_skipped(data: Dataset[Any] | Mixture, on_skip: OnSkip) -> None:
+    for dataset in data.datasets if isinstance(data, Mixture) else (data,):
+        for skipped in dataset.skipped if distributed.is_main() else ():
+            on_skip(skipped)
+
+
+def build_stage(config: DictConfig, name: str, model: Model, sources: Sources, on_skip: OnSkip) -> Stage:
+    """One stage, with its streams and its solver."""
     node = config.stages[name]
-    outer = _level(config, name, "outer", model, on_skip)
-    levels: dict[Level, LevelRun] = {"outer": outer}
-    if node.inner is not None:
-        levels["inner"] = _level(config, name, "inner", model, on_skip)
+    wanted: tuple[Level, ...] = ("outer",) if node.inner is None else ("outer", "inner")
+    levels = {level: _level(config, name, level, model, sources, on_skip) for level in wanted}
     own = config.solver if node.solver is None else node.solver
     solver = SingleLevel() if node.inner is None else build(own, "solver", config.allow)
     optimisation = Optimisation(
-        steps=_steps(node, outer),
+        steps=_steps(node, levels["outer"]),
         warmup=node.warmup,
         schedule=node.schedule,
         weight_decay=node.weight_decay,
         clip=node.clip,
     )
-    return Stage(name, levels, solver, optimisation, partial(_rates, model, node, f"stages.{name}"))
+    return Stage(name, levels, solver, optimisation, partial(_rates, model, node), part_of)
 
 
-def _rates(model: Model, node: DictConfig, path: str) -> dict[str, float]:
+def _rates(model: Model, node: DictConfig) -> dict[str, float]:
     """Freezes what the stage does not train; the learning rate of every parameter that it does."""
-    try:
-        set_trainable(model.root, dict(node.train))
-    except ValueError as error:
-        raise ValueError(f"{path}.{error}") from error
-    trained = [n for n, p in model.root.named_parameters() if p.requires_grad]
-    return {n: node.part_lr.get(part_of(n), node.lr) for n in trained}
+    set_trainable(model.root, dict(node.train))
+    trained = [name for name, parameter in model.root.named_parameters() if parameter.requires_grad]
+    return {name: node.part_lr.get(part_of(name), node.lr) for name in trained}
 
 
-def _level(config: DictConfig, stage: str, level: Level, model: Model, on_skip: OnSkip) -> LevelRun:
-    node, path = config.stages[stage], f"stages.{stage}.{level}"
-    objective: Objective = build(node[level].objective, f"{path}.objective", config.allow)
+def _level(config: DictConfig, stage: str, level: Level, model: Model, sources: Sources, on_skip: OnSkip) -> LevelRun:
+    node = config.stages[stage]
+    objective: Objective = build(node[level].objective, f"stages.{stage}.{level}.objective", config.allow)
     rows = (node.inner_batch_size or node.batch_size) if level == "inner" else node.batch_size
-    streams = {}
-    for stream, source in node[level].data.items():
-        data: Dataset[Any] | Mixture = build(source, f"{path}.data.{stream}", config.allow)
-        for dataset in data.datasets if isinstance(data, Mixture) else (data,):
-            for skipped in dataset.skipped:
-                on_skip(skipped)
-        try:
-            streams[str(stream)] = Loader(
+    try:
+        streams = {
+            stream: Loader(
                 data,
                 collator(objective.batch_type, model),
                 batch_size=rows,
@@ -122,8 +139,11 @@ def _level(config: DictConfig, stage: str, level: Level, model: Model, on_skip: 
                 world_size=distributed.world_size(),
                 on_skip=on_skip,
             )
-        except ValueError as error:
-            raise ValueError(f"stages.{stage} ({level} level): {error}") from error
+            for (of_stage, of_level, stream), data in sources.items()
+            if (of_stage, of_level) == (stage, level)
+        }
+    except ValueError as error:
+        raise ValueError(f"stages.{stage} ({level} level): {error}") from error
     return LevelRun(objective, streams)
 
 

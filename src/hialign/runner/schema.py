@@ -10,7 +10,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from hialign.runner.build import check, is_target, target_class
+from hialign.models import MODES, PARTS
+from hialign.runner.build import build, check, is_target, target_class
+from hialign.training import PRECISIONS, SCHEDULES
 
 Node = dict[str, Any]
 
@@ -35,8 +37,8 @@ class StageConfig:
     inner: Any = None
     solver: Node | None = None
     train: dict[str, str] = MISSING  # part -> full | frozen; a part that is not named is frozen
-    steps: int | None = None  # one of steps and epochs
     epochs: float | None = None  # of the outer level's data
+    steps: int | None = None  # if given, instead of epochs
     batch_size: int = MISSING  # outer rows of an optimiser step, over all processes
     inner_batch_size: int | None = None  # the same for the inner level; null: batch_size
     micro_batch_size: int | None = None  # rows in memory at a time, of one process; null: all of them
@@ -111,9 +113,11 @@ def validate(config: DictConfig, *, experiment: str | None, suite: str) -> None:
     for name in config.stages:
         _validate_stage(config, name, suite)
     _validate_solver(config)
-    model = {key: value for key, value in config.model.items() if key != "from_run"}
-    for path, node in (("model", model), ("solver", config.solver), *_under(config.tracker, "tracker")):
-        check(node, path, config.allow)
+    check({key: value for key, value in config.model.items() if key != "from_run"}, "model", config.allow)
+    for path, node in (("solver", config.solver), *_under(config.tracker, "tracker")):
+        build(node, path, config.allow)  # cheap, and they check their own values
+    if config.trainer.precision not in PRECISIONS:
+        raise ValueError(f"trainer.precision: got {config.trainer.precision!r}, wanted one of {', '.join(PRECISIONS)}")
 
 
 def _validate_stage(config: DictConfig, name: str, suite: str) -> None:
@@ -125,16 +129,20 @@ def _validate_stage(config: DictConfig, name: str, suite: str) -> None:
     for level in ("outer", "inner"):
         if stage[level] is not None:
             _validate_level(stage[level], f"{path}.{level}", config.allow)
-    if (stage.steps is None) == (stage.epochs is None):
-        raise ValueError(f"{path}: got steps={stage.steps} and epochs={stage.epochs}, wanted one of the two")
+    if stage.steps is None and stage.epochs is None:
+        raise ValueError(f"{path}: neither steps nor epochs is given; set {path}.epochs=...")
     for key in ("steps", "epochs", "batch_size", "inner_batch_size", "micro_batch_size", "lr"):
         if stage[key] is not None and not stage[key] > 0:
             raise ValueError(f"{path}.{key}: got {stage[key]}, wanted a number above 0")
     if not 0 <= stage.warmup < 1:
         raise ValueError(f"{path}.warmup: got {stage.warmup}, wanted a share of the steps in [0, 1)")
-    trained = [part for part, mode in stage.train.items() if mode != "frozen"]
+    if stage.schedule not in SCHEDULES:
+        raise ValueError(f"{path}.schedule: got {stage.schedule!r}, wanted one of {', '.join(SCHEDULES)}")
+    for part, mode in stage.train.items():
+        if part not in PARTS or mode not in MODES:
+            raise ValueError(f"{path}.train.{part}: got {mode!r}, wanted {' or '.join(MODES)} for {', '.join(PARTS)}")
     for part in stage.part_lr:
-        if part not in trained:
+        if stage.train.get(part, "frozen") == "frozen":
             raise ValueError(f"{path}.part_lr.{part}: this part does not train here; see {path}.train")
     if stage.solver is not None and stage.inner is None:
         raise ValueError(f"{path}.solver: this stage has no inner level for a solver to weigh; set {path}.inner too")
@@ -148,8 +156,9 @@ def _validate_level(node: Any, path: str, allow: Sequence[str]) -> None:
     for stream, source in node.data.items():
         if not is_target(source):
             raise ValueError(f"{path}.data.{stream}: got {source!r}, wanted a data set with a _target_")
-    for where, target in ((f"{path}.objective", node.objective), *_under(node.data, f"{path}.data")):
-        check(target, where, allow)
+    build(node.objective, f"{path}.objective", allow)
+    for where, source in _under(node.data, f"{path}.data"):
+        check(source, where, allow)
 
 
 def _validate_solver(config: DictConfig) -> None:

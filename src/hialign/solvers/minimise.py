@@ -67,14 +67,14 @@ class _ClosureOracle:
         self.parameters, self.closures, self.optimizer, self.schedule = parameters, closures, optimizer, schedule
         self.step, self.total_steps = 0, steps
         self.rates = [group["lr"] for group in optimizer.param_groups]
-        reached = {level: set(self.grads(level)) for level in closures}
-        self.groups = assign_groups(parameters, reached["inner"], reached["outer"])
-        self.last: dict[Level, float] = {"inner": float("nan"), "outer": float("nan")}
+        self.last: dict[Level, float] = {}
+        self.groups = assign_groups(parameters, {level: set(self.grads(level)) for level in closures})
+        self.last = {"inner": float("nan"), "outer": float("nan")}
 
     def grads(self, level: Level) -> Gradients:
         loss = self.closures[level]()
         loss.backward()
-        self.last = {**getattr(self, "last", {}), level: float(loss.detach())}
+        self.last[level] = float(loss.detach())
         moved = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         for p in self.parameters.values():
             p.grad = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, Protocol
 
 from torch import Tensor
@@ -71,20 +71,26 @@ def axpy(scale: float, x: Gradients, y: Gradients) -> Gradients:
     return y
 
 
-def assign_groups(names: Iterable[str], inner: set[str], outer: set[str]) -> dict[str, Group]:
-    """Each reached name's group; ``ValueError`` if the levels share none, for then they do not meet."""
+def assign_groups(
+    names: Iterable[str], reached: Mapping[Level, Collection[str]], part_of: Callable[[str], str] = str
+) -> dict[str, Group]:
+    """The group of every name that a level reaches; ``ValueError`` if two levels share none, for then they do not meet.
+
+    ``part_of`` maps a name to what the error calls it.
+    """
+    inner, outer = reached.get("inner", ()), reached.get("outer", ())
     groups: dict[str, Group] = {}
     for name in names:
         if name in inner or name in outer:
             groups[name] = "shared" if name in inner and name in outer else "inner" if name in inner else "outer"
-    if inner and outer and "shared" not in groups.values():
+    if len(reached) == 2 and "shared" not in groups.values():
         raise ValueError(
-            f"no parameter is shared: the inner loss reaches {_some(inner)}, the outer loss {_some(outer)}; "
-            "train a part that both losses read"
+            f"the two levels share no parameter that trains: the inner loss reaches {_some(inner, part_of)}, the outer "
+            f"loss {_some(outer, part_of)}; train a part that both losses read"
         )
     return groups
 
 
-def _some(names: set[str]) -> str:
-    first = sorted(names)[:4]
-    return ", ".join(first) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def _some(names: Collection[str], part_of: Callable[[str], str]) -> str:
+    parts = sorted({part_of(name) for name in names}) or ["nothing"]
+    return ", ".join(parts[:6]) + (f" and {len(parts) - 6} more" if len(parts) > 6 else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -80,7 +81,7 @@ class Training:
         """Freezes, finds the groups, makes the optimiser."""
         rates = stage.rates()
         self.root.train()
-        groups = probe_groups(self.root, stage.levels, self.precision, self.device)
+        groups = probe_groups(self.root, stage, self.precision, self.device)
         self._describe(stage, groups)
         for name, parameter in self.root.named_parameters():
             parameter.requires_grad_(name in groups)  # what no loss reaches is frozen, as the table says
@@ -149,22 +150,23 @@ class Training:
         return int(distributed.max_(flag).item()) if distributed.active() else self.caught[0]
 
     def _describe(self, stage: Stage, groups: dict[str, Group]) -> None:
-        trainable = {name: p for name, p in self.root.named_parameters() if p.requires_grad}
-        untouched = [name for name in trainable if name not in groups]
+        """The table of what trains: parts by group, in parameters."""
         if not groups:
             raise ValueError(
                 f"stages.{stage.name}.train: no loss reaches a parameter that trains; let more parts train"
             )
+        sizes: Counter[tuple[str, str]] = Counter()
+        for name, parameter in self.root.named_parameters():
+            if parameter.requires_grad:
+                sizes[stage.part_of(name), groups.get(name, "untouched")] += parameter.numel()
+        parts = list(dict.fromkeys(part for part, _ in sizes))
+        columns = ("inner", "shared", "outer", "untouched")
         self.logs.say(f"stage {stage.name}: {stage.optimisation.steps} steps, solver {type(stage.solver).__name__}")
-        for group in ("inner", "shared", "outer"):
-            sizes = [p.numel() for name, p in trainable.items() if groups.get(name) == group]
-            if sizes:
-                self.logs.say(f"  {group:>9}: {sum(sizes):,} parameters in {len(sizes)} tensors")
-        if untouched:
-            sizes = [trainable[name].numel() for name in untouched]
-            self.logs.say(
-                f"  untouched: {sum(sizes):,} parameters in {len(sizes)} tensors: no loss reaches them, frozen"
-            )
+        self.logs.say("  trains      " + "".join(f"{column:>14}" for column in columns))
+        for part in parts:
+            self.logs.say(f"  {part:<12}" + "".join(f"{sizes[part, column] or '-':>14}" for column in columns))
+        if any(group == "untouched" for _, group in sizes):
+            self.logs.say("  no loss reaches what is untouched: it stays as it is")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from hialign import distributed
 from hialign.batch import Batch
 from hialign.objectives import Result
 from hialign.solvers import Gradients, Group, Level, assign_groups, axpy
-from hialign.training.stage import LevelRun, Stream
+from hialign.training.stage import LevelRun, Stage, Stream
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -165,17 +165,18 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def probe_groups(
-    root: nn.Module, levels: Mapping[Level, LevelRun], precision: str, device: torch.device
-) -> dict[str, Group]:
+def probe_groups(root: nn.Module, stage: Stage, precision: str, device: torch.device) -> dict[str, Group]:
     """Each trainable parameter's group, found by one backward pass of each level on its next batch.
 
     A parameter belongs to a level if a graph reaches it, be its gradient zero or not. Neither weights, random state nor
     data positions change. Parameters that no level reaches have no group.
     """
     trainable = {name: p for name, p in root.named_parameters() if p.requires_grad}
-    reached = {level: _reached(root, run, trainable, precision, device) for level, run in levels.items()}
-    return assign_groups(trainable, reached.get("inner", set()), reached.get("outer", set()))
+    reached = {level: _reached(root, run, trainable, precision, device) for level, run in stage.levels.items()}
+    try:
+        return assign_groups(trainable, reached, stage.part_of)
+    except ValueError as error:
+        raise ValueError(f"stages.{stage.name}.train: {error}") from error
 
 
 def _reached(
@@ -184,7 +185,8 @@ def _reached(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for stream in level.streams.values():
             result = evaluate(root, level, stream.peek(), precision, device)
-            result.loss_sum.backward()
+            if result.loss_sum.requires_grad:
+                result.loss_sum.backward()
     flags = torch.tensor([p.grad is not None for p in trainable.values()], dtype=torch.int32, device=device)
     for parameter in trainable.values():
         parameter.grad = None

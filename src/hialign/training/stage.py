@@ -64,7 +64,8 @@ class Optimisation:
 class Stage:
     """One stage of training, ready to run.
 
-    ``rates`` freezes what does not train in this stage and returns the learning rate of every parameter that does.
+    ``rates`` freezes what does not train in this stage and returns the learning rate of every parameter that does;
+    ``part_of`` maps a parameter's name to the part of the model that it belongs to.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Stage:
     solver: Solver
     optimisation: Optimisation
     rates: Callable[[], dict[str, float]]
+    part_of: Callable[[str], str]
 
     def streams(self) -> dict[str, Stream]:
         """All levels' streams as ``level/stream``."""

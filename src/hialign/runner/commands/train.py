@@ -83,16 +83,17 @@ def _train(
     torch.manual_seed(config.seed)
     trackers = [build(node, f"tracker.{key}", config.allow) for key, node in config.tracker.items()]
     with Logs(folder, trackers, plain, main=distributed.is_main()) as logs:
+        skips = _SkipList(folder, logs)
+        sources = assemble.read_data(config, skips)
         model = assemble.build_model(config)
         model.root.to(device)
         distributed.from_main_([p.data for p in model.root.parameters()])
         if config.trainer.gradient_checkpointing:
             model.root.llava.gradient_checkpointing_enable({"use_reentrant": False})
         _describe(logs, model, resume_from)
-        skips = _SkipList(folder, logs)
         Training(
             root=model.root,
-            stages=[assemble.build_stage(config, str(stage), model, skips) for stage in config.stages],
+            stages=[assemble.build_stage(config, str(stage), model, sources, skips) for stage in config.stages],
             folder=folder,
             logs=logs,
             device=device,
