@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -133,7 +134,7 @@ def _level(config: DictConfig, stage: str, level: Level, model: Model, sources: 
                 collator(objective.batch_type, model),
                 batch_size=rows,
                 micro_batch_size=_micro_batch(objective, node, rows),
-                seed=config.seed,
+                seed=_stream_seed(config.seed, stage, level, stream),
                 workers=config.trainer.workers,
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
@@ -145,6 +146,11 @@ def _level(config: DictConfig, stage: str, level: Level, model: Model, sources: 
     except ValueError as error:
         raise ValueError(f"stages.{stage} ({level} level): {error}") from error
     return LevelRun(objective, streams)
+
+
+def _stream_seed(seed: int, *stream: str) -> int:
+    """Its own order for each stream: with one for all, the inner level would see the outer one's images."""
+    return zlib.crc32("/".join([str(seed), *stream]).encode())
 
 
 def _micro_batch(objective: Objective, node: DictConfig, rows: int) -> int:

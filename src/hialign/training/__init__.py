@@ -1,7 +1,7 @@
 """The training loop and what it stands on."""
 
 from hialign.training.checkpoint import Checkpoint, latest, load_weights
-from hialign.training.logs import Logs, TensorBoard, Tracker, Wandb, drop_rows_after, write_json, write_status
+from hialign.training.logs import Logs, TensorBoard, Tracker, Wandb, write_json, write_status
 from hialign.training.loop import Preempted, Training
 from hialign.training.optim import SCHEDULES
 from hialign.training.oracle import PRECISIONS, NonFinite, TrainingOracle, probe_groups
@@ -23,7 +23,6 @@ __all__ = [
     "Training",
     "TrainingOracle",
     "Wandb",
-    "drop_rows_after",
     "latest",
     "load_weights",
     "probe_groups",

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +20,8 @@ Row = Mapping[str, Any]
 class Tracker(Protocol):
     """A service that draws curves."""
 
-    def start(self, folder: Path, config: Row) -> None:
-        """Begins, or continues, the run in ``folder``."""
+    def start(self, folder: Path, config: Row, *, after: int) -> None:
+        """Begins the run in ``folder``, or continues it after the total step ``after``."""
         ...
 
     def log(self, row: Row) -> None:
@@ -42,14 +43,23 @@ class Wandb:
         self.mode: Any = mode  # one of wandb's literals, as was just checked
         self.run: Any = None
 
-    def start(self, folder: Path, config: Row) -> None:
-        """Opens a wandb run whose files lie in the run folder."""
+    def start(self, folder: Path, config: Row, *, after: int) -> None:
+        """Opens a wandb run whose files lie in the run folder; a continued one keeps its id."""
         try:
             import wandb
         except ImportError as error:
             raise ValueError("tracker=wandb: the package wandb is missing; pip install 'hialign[wandb]'") from error
+        id_file = folder / "wandb_id"
+        if not (after and id_file.is_file()):
+            id_file.write_text(uuid.uuid4().hex[:12])
         self.run = wandb.init(
-            project=self.project, name=folder.name, dir=folder, config=dict(config), mode=self.mode, resume="allow"
+            project=self.project,
+            name=folder.name,
+            id=id_file.read_text(),
+            dir=folder,
+            config=dict(config),
+            mode=self.mode,
+            resume="allow",
         )
 
     def log(self, row: Row) -> None:
@@ -67,15 +77,15 @@ class TensorBoard:
     def __init__(self) -> None:
         self.writer: Any = None
 
-    def start(self, folder: Path, config: Row) -> None:
-        """Opens the event file; ``config`` is written as text."""
+    def start(self, folder: Path, config: Row, *, after: int) -> None:
+        """Opens the event file; ``config`` is written as text, and what a killed run logged later is hidden."""
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise ValueError(
                 "tracker=tensorboard: the package tensorboard is missing; pip install 'hialign[tensorboard]'"
             ) from error
-        self.writer = SummaryWriter(folder / "tensorboard")
+        self.writer = SummaryWriter(folder / "tensorboard", purge_step=after + 1 if after else None)
         self.writer.add_text("config", f"```\n{json.dumps(config, indent=2, default=str)}\n```")
 
     def log(self, row: Row) -> None:
@@ -90,10 +100,12 @@ class TensorBoard:
 
 
 class Logs:
-    """Metrics of a run. Made on every process; only the one with ``main`` writes."""
+    """Metrics of a run, from the row behind the total step ``after``. Only the process with ``main`` writes."""
 
-    def __init__(self, folder: Path, trackers: Sequence[Tracker], config: Row, *, main: bool) -> None:
-        self.folder, self.main = folder, main
+    def __init__(
+        self, folder: Path, trackers: Sequence[Tracker], config: Row, *, main: bool = True, after: int = 0
+    ) -> None:
+        self.folder, self.main, self.after = folder, main, after
         self.trackers = list(trackers) if main else []
         self.config = config
         self.file: TextIO | None = None
@@ -101,9 +113,10 @@ class Logs:
 
     def __enter__(self) -> Self:
         if self.main:
+            drop_rows_after(self.folder / "metrics.jsonl", self.after)
             self.file = (self.folder / "metrics.jsonl").open("a", buffering=1)  # a line survives a kill
         for tracker in self.trackers:
-            tracker.start(self.folder, self.config)
+            tracker.start(self.folder, self.config, after=self.after)
         return self
 
     def __exit__(

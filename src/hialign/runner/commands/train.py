@@ -20,7 +20,7 @@ from hialign.data import Skipped
 from hialign.models import Model, count, save
 from hialign.runner import assemble, names, schema
 from hialign.runner.build import build
-from hialign.training import Logs, Preempted, Training, drop_rows_after, write_json, write_status
+from hialign.training import Logs, Preempted, Training, write_json, write_status
 from hialign.training.checkpoint import Checkpoint
 
 # what may change between a run and its resumption
@@ -39,6 +39,7 @@ def _composed(config: DictConfig) -> None:
     """In a sweep a failed run is reported and the others go on; Hydra raises the first failure at the end."""
     try:
         run(config)
+        distributed.stop()  # not after an error: the other ranks would never reach its barrier
     except Preempted as stop:
         if distributed.is_main():
             print(f"hialign train: {stop}; the same command with resume=auto goes on", file=sys.stderr)
@@ -48,8 +49,6 @@ def _composed(config: DictConfig) -> None:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         sys.exit(1)
-    finally:
-        distributed.stop()
 
 
 def run(config: DictConfig) -> Path:
@@ -82,7 +81,8 @@ def _train(
 ) -> None:
     torch.manual_seed(config.seed)
     trackers = [build(node, f"tracker.{key}", config.allow) for key, node in config.tracker.items()]
-    with Logs(folder, trackers, plain, main=distributed.is_main()) as logs:
+    after = _total_step(resume_from)
+    with Logs(folder, trackers, plain, main=distributed.is_main(), after=after) as logs:
         skips = _SkipList(folder, logs)
         sources = assemble.read_data(config, skips)
         model = assemble.build_model(config)
@@ -124,7 +124,6 @@ def _claim(folder: Path, config: DictConfig, plain: Mapping[str, Any]) -> Checkp
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(dict(plain)), folder / "config.yaml")
         write_json(folder / "provenance.json", names.provenance())
-        drop_rows_after(folder / "metrics.jsonl", _total_step(found))
         write_status(folder, "running")
     distributed.barrier()
     return found
