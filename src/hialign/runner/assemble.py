@@ -111,6 +111,7 @@ def build_stage(config: DictConfig, name: str, model: Model, sources: Sources, o
         warmup=node.warmup,
         schedule=node.schedule,
         weight_decay=node.weight_decay,
+        betas=(node.betas[0], node.betas[1]),
         clip=node.clip,
     )
     return Stage(name, levels, solver, optimisation, partial(_rates, model, node), part_of)

@@ -41,12 +41,14 @@ class StageConfig:
     steps: int | None = None  # if given, instead of epochs
     batch_size: int = MISSING  # outer rows of an optimiser step, over all processes
     inner_batch_size: int | None = None  # the same for the inner level; null: batch_size
-    micro_batch_size: int | None = None  # rows in memory at a time, of one process; null: all of them
+    # rows in memory at a time, of one process; null: all of them. A contrastive batch is always taken whole
+    micro_batch_size: int | None = None
     lr: float = MISSING
     part_lr: dict[str, float] = field(default_factory=dict)  # where a part's rate differs
     warmup: float = 0.03  # share of the steps
     schedule: str = "cosine"
     weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
 
 

@@ -44,7 +44,9 @@ class Training:
     precision: str = "fp32"
     save_every: int = 200
     keep: int = 2
-    trained: set[str] = field(default_factory=set)  # names of all parameters that a stage so far has trained
+    trained: set[str] = field(default_factory=set, init=False)  # parameters that a stage so far has trained
+    total_before: int = field(default=0, init=False)  # steps of the stages behind us
+    caught: list[int] = field(default_factory=lambda: [0], init=False)  # the signal that asked us to stop
 
     def run(self, resume_from: checkpoint.Checkpoint | None = None) -> None:
         """Trains all stages in order, from ``resume_from`` if given."""
@@ -160,12 +162,13 @@ class Training:
             if parameter.requires_grad:
                 sizes[stage.part_of(name), groups.get(name, "untouched")] += parameter.numel()
         parts = list(dict.fromkeys(part for part, _ in sizes))
-        columns = ("inner", "shared", "outer", "untouched")
+        columns = [group for group in ("inner", "shared", "outer", "untouched") if any(g == group for _, g in sizes)]
         self.logs.say(f"stage {stage.name}: {stage.optimisation.steps} steps, solver {type(stage.solver).__name__}")
         self.logs.say("  trains      " + "".join(f"{column:>14}" for column in columns))
         for part in parts:
-            self.logs.say(f"  {part:<12}" + "".join(f"{sizes[part, column] or '-':>14}" for column in columns))
-        if any(group == "untouched" for _, group in sizes):
+            cells = [f"{sizes[part, column]:,}" if sizes[part, column] else "-" for column in columns]
+            self.logs.say(f"  {part:<12}" + "".join(f"{cell:>14}" for cell in cells))
+        if "untouched" in columns:
             self.logs.say("  no loss reaches what is untouched: it stays as it is")
 
 

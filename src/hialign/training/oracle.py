@@ -54,7 +54,7 @@ class TrainingOracle:
         loss = 0.0
         for stream in self.levels[level].streams.values():
             mean, gradient = self._stream_grads(level, stream)
-            total = axpy(1.0, gradient, total)
+            total = axpy(1.0, gradient, total) if total else gradient
             loss += mean
         self.log(**{f"{level}_loss": loss, f"{level}_grad_norm": _norm(total.values())})
         return total
@@ -67,9 +67,8 @@ class TrainingOracle:
             result.loss_sum.backward()
             results.append(result)
         mean, weight = self._join(level, batches, results)
-        gradient = self._take()
-        for tensor in gradient.values():
-            tensor.div_(weight)
+        gradient = self._take(level)
+        torch._foreach_div_(list(gradient.values()), weight)
         return mean, gradient
 
     def _join(self, level: Level, batches: list[Batch], results: list[Result]) -> tuple[float, float]:
@@ -91,14 +90,17 @@ class TrainingOracle:
             f"{level} loss is not finite in step {self.step + 1}; records of its batch: {', '.join(records[:64])}"
         )
 
-    def _take(self) -> Gradients:
-        """Every parameter's accumulated gradient, moved out and added up over the ranks."""
-        moved = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        for parameter in self.parameters.values():
+    def _take(self, level: Level) -> Gradients:
+        """The accumulated gradient of what the level reaches, moved out and added up over the ranks.
+
+        A parameter that this batch did not reach brings zeros: another rank's batch may have, and all ranks must
+        bring the same list.
+        """
+        mine = {name: p for name, p in self.parameters.items() if self.groups[name] in (level, "shared")}
+        moved = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in mine.items()}
+        for parameter in mine.values():
             parameter.grad = None
         if distributed.active():
-            # another rank may have reached a parameter that this one did not: all bring the same list
-            moved = {n: moved[n] if n in moved else torch.zeros_like(p) for n, p in self.parameters.items()}
             flat = distributed.sum_(torch.cat([g.reshape(-1) for g in moved.values()]))
             parts = flat.split([g.numel() for g in moved.values()])
             moved = {n: part.view_as(g) for (n, g), part in zip(moved.items(), parts, strict=True)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hialign import distributed
 from hialign.data import Skipped
-from hialign.models import Model, count, save
+from hialign.models import Model, save
+from hialign.models import count as count_parameters
 from hialign.runner import assemble, names, schema
 from hialign.runner.build import build
 from hialign.training import Logs, Preempted, Training, write_json, write_status
@@ -79,7 +81,7 @@ def run(config: DictConfig) -> Path:
 def _train(
     config: DictConfig, plain: Mapping[str, Any], folder: Path, resume_from: Checkpoint | None, device: torch.device
 ) -> None:
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed + distributed.rank())  # dropout differs between ranks, weights come from the first
     trackers = [build(node, f"tracker.{key}", config.allow) for key, node in config.tracker.items()]
     after = _total_step(resume_from)
     with Logs(folder, trackers, plain, main=distributed.is_main(), after=after) as logs:
@@ -102,7 +104,7 @@ def _train(
             keep=config.trainer.keep,
         ).run(resume_from)
         if distributed.is_main():
-            save(model, folder / "model")
+            _save_whole(model, folder / "model")
         logs.say(f"done: {folder}/model is a standard Llava folder; `hialign evaluate run={folder}` scores it")
 
 
@@ -123,10 +125,26 @@ def _claim(folder: Path, config: DictConfig, plain: Mapping[str, Any]) -> Checkp
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.create(dict(plain)), folder / "config.yaml")
-        write_json(folder / "provenance.json", names.provenance())
+        _write_provenance(folder / "provenance.json", resumed=found is not None)
         write_status(folder, "running")
     distributed.barrier()
     return found
+
+
+def _write_provenance(file: Path, *, resumed: bool) -> None:
+    """What made the run, and under ``resumed`` what has gone on with it since."""
+    first = json.loads(file.read_text()) if resumed else names.provenance()
+    later = [*first.get("resumed", []), names.provenance()] if resumed else []
+    write_json(file, {**first, "resumed": later})
+
+
+def _save_whole(model: Model, folder: Path) -> None:
+    """Saves under another name first, so that a ``model/`` that exists is complete."""
+    partial = folder.with_name(f"partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    save(model, partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def _leave(folder: Path, state: str, **details: object) -> None:
@@ -169,27 +187,25 @@ def _describe(logs: Logs, model: Model, resume_from: Checkpoint | None) -> None:
     logs.say(f"run folder: {logs.folder}")
     if resume_from:
         logs.say(f"resuming from {resume_from.folder}")
-    sizes = ", ".join(f"{row.part} {row.total:,}" for row in count(model.root))
+    sizes = ", ".join(f"{row.part} {row.total:,}" for row in count_parameters(model.root))
     logs.say(f"parameters: {sizes}")
 
 
 class _SkipList:
-    """Writes every skipped record to ``skipped.jsonl`` and counts them aloud at 1, 2, 4, 8, ..."""
+    """Writes every skipped record once to ``skipped.jsonl`` and counts them aloud at 1, 2, 4, 8, ..."""
 
     def __init__(self, folder: Path, logs: Logs) -> None:
-        self.folder, self.logs = folder, logs
-        self.seen: set[tuple[str, str, str]] = set()
+        self.logs = logs
+        self.file = folder / ("skipped.jsonl" if distributed.is_main() else f"skipped-{distributed.rank()}.jsonl")
+        self.lines = set(self.file.read_text().splitlines()) if self.file.is_file() else set()
 
     def __call__(self, skipped: Skipped) -> None:
-        key = (skipped.file, skipped.record, skipped.problem)
-        if key in self.seen:  # both levels read the same files
+        line = json.dumps({"file": skipped.file, "record": skipped.record, "problem": skipped.problem})
+        if line in self.lines:  # both levels read the same files, and so did the run that this one resumes
             return
-        self.seen.add(key)
-        with (self.folder / f"skipped{'' if distributed.is_main() else f'-{distributed.rank()}'}.jsonl").open(
-            "a"
-        ) as out:
-            out.write(json.dumps({"file": skipped.file, "record": skipped.record, "problem": skipped.problem}) + "\n")
-        if (len(self.seen) & (len(self.seen) - 1)) == 0:
-            self.logs.say(
-                f"skipped {len(self.seen)} records so far, {self.folder}/skipped.jsonl lists them: {skipped.problem}"
-            )
+        self.lines.add(line)
+        with self.file.open("a") as out:
+            out.write(line + "\n")
+        count = len(self.lines)
+        if count & (count - 1) == 0:
+            self.logs.say(f"skipped {count} records so far, {self.file} lists them: {skipped.problem}")

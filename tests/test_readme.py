@@ -1,0 +1,34 @@
+"""What the README promises, run."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from hialign.cli import COMMANDS
+
+
+@pytest.fixture
+def readme(repo: Path) -> str:
+    return (repo / "README.md").read_text()
+
+
+def test_the_python_of_the_readme_runs_and_ends_aligned(readme: str) -> None:
+    code = re.search(r"```python\n(.*?)```", readme, re.DOTALL)
+    assert code
+    names: dict[str, object] = {}
+    exec(code.group(1), names)
+    aligned, task = names["align"](), names["task"]()  # type: ignore[operator]
+    assert aligned < 1.0  # chance is log(64) = 4.16
+    assert task < 0.2
+
+
+def test_every_command_of_the_readme_exists(readme: str) -> None:
+    used = set(re.findall(r"`?hialign ([a-z]+)[ `\n]", readme))
+    assert used >= {"train", "evaluate", "export", "configs", "demo"}
+    assert used <= set(COMMANDS)
+
+
+def test_every_config_that_the_readme_names_exists(readme: str, repo: Path) -> None:
+    for group, name in re.findall(r"\b(experiment|solver|data|benchmark|tracker)=([a-z0-9_]+)", readme):
+        assert (repo / "configs" / group / f"{name}.yaml").is_file(), f"{group}={name}"
