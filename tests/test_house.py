@@ -17,6 +17,8 @@ import yaml
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 # Keys that belong to Hydra's instantiate, not to what it builds.
 INSTANTIATE_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+# Keys of a group's files that the runner reads and takes out before it builds the target.
+RUNNER_KEYS = {"model": {"from_run"}}
 
 
 def test_losses_import_torch_and_nothing_else_heavy() -> None:
@@ -91,8 +93,28 @@ def yaml_files() -> list[Path]:
 @pytest.mark.parametrize("file", yaml_files(), ids=lambda file: str(file.relative_to(CONFIGS)))
 def test_every_target_of_a_yaml_takes_its_keys_and_no_kwargs(file: Path) -> None:
     tree = yaml.safe_load(file.read_text())
+    for key in RUNNER_KEYS.get(file.parent.name, ()):
+        tree.pop(key, None)
     wrong = [f"{place or '(top)'}: {text}" for place, node in targets(tree, "") for text in objections(node)]
     assert not wrong, f"{file.relative_to(CONFIGS)}\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize(("group", "key"), [(group, key) for group, keys in RUNNER_KEYS.items() for key in keys])
+def test_every_file_of_a_group_has_the_keys_that_the_runner_reads(group: str, key: str) -> None:
+    """Else model.from_run=... would need a + before it with some models only."""
+    assert not [
+        file.name for file in sorted((CONFIGS / group).glob("*.yaml")) if key not in yaml.safe_load(file.read_text())
+    ]
+
+
+@pytest.mark.parametrize("file", yaml_files(), ids=lambda file: str(file.relative_to(CONFIGS)))
+def test_a_yaml_that_sets_keys_of_the_whole_run_says_so_in_its_package(file: Path) -> None:
+    """Experiments, recipes and launchers write beside the groups; trackers and benchmarks may be several at a time."""
+    group, name = file.parent.name, file.stem
+    wanted = {"experiment": "_global_", "recipe": "_global_", "launcher": "_global_"}
+    wanted |= {several: f"{several}.{name}" for several in ("tracker", "benchmark")}
+    first = file.read_text().splitlines()[0]
+    assert first == f"# @package {wanted[group]}" if group in wanted else not first.startswith("# @package")
 
 
 @pytest.mark.parametrize("file", yaml_files(), ids=lambda file: str(file.relative_to(CONFIGS)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from hialign.data import draw_captioned
 
 PACKAGES = ("torch", "transformers", "open_clip_torch", "peft", "hydra-core", "datasets", "wandb", "pytest")
 
@@ -88,6 +91,32 @@ def test_installed_outside_the_checkout_it_finds_its_configs_and_answers(
     where, *found = run(installed / "python", "-c", code, cwd=tmp_path).stdout.splitlines()
     assert Path(where).is_relative_to(installed.parent)
     assert set(found) == checkout_files(repo / "configs", "*.yaml")
+
+
+def test_installed_outside_the_checkout_it_trains_with_its_own_configs(installed: Path, tmp_path: Path) -> None:
+    """A number changed in the installed copy of a config shows that this copy is what is read."""
+    (site,) = (installed.parent / "lib").glob("python*/site-packages")
+    solver = site / "hialign" / "configs" / "solver" / "joint.yaml"
+    solver.write_text(solver.read_text().replace("weight: 1.0", "weight: 0.125"))
+    draw_captioned(tmp_path / "pictures", 12, seed=0)
+    small = (
+        "+model.width=32",
+        "+model.layers=2",
+        "+model.image_size=32",
+        "~stages.finetune",
+        "stages.pretrain.steps=1",
+    )
+    batches = ("stages.pretrain.batch_size=4", "stages.pretrain.inner_batch_size=4", "name=first")
+    run(
+        *(installed / "hialign", "train", "experiment=joint", "data=flickr8k", "data.root=pictures", *small, *batches),
+        cwd=tmp_path,
+    )
+    folder = tmp_path / "runs" / "joint" / "first"
+    assert json.loads((folder / "status.json").read_text())["state"] == "done"
+    facts = json.loads((folder / "provenance.json").read_text())
+    assert (facts["commit"], facts["uncommitted_changes"]) == (None, False)
+    assert "weight: 0.125" in (folder / "config.yaml").read_text()
+    assert (folder / "model" / "model.safetensors").is_file()
     assert "usage: hialign COMMAND" in run(installed / "hialign", "--help", cwd=tmp_path).stdout
 
 
