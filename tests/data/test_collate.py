@@ -5,9 +5,11 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from hialign.batch import LanguageBatch, PairBatch
-from hialign.data import BadRecord, CaptionedImage, LanguageCollator, PairCollator
+from hialign.data import BadRecord, CaptionedImage, Conversation, LanguageCollator, PairCollator, Turn
+from hialign.data.collate import pad_to_square
 
 RNG = np.random.default_rng  # a fresh one for each item
 
@@ -46,8 +48,6 @@ def test_a_language_batch_is_what_was_written_by_hand(language, record):
 
 
 def test_the_pixels_are_those_of_the_image_processor(language, image_processor, record):
-    from PIL import Image
-
     one = record("a cup")
     with Image.open(one.image) as image:
         wanted = image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
@@ -127,3 +127,164 @@ def test_collators_can_be_sent_to_workers(language, pairs, record):
         again = pickle.loads(pickle.dumps(collator))
         before, after = collator.encode(record("a", "cup"), RNG(0)), again.encode(record("a", "cup"), RNG(0))
         assert torch.equal(before.pixel_values, after.pixel_values)
+
+
+@pytest.fixture
+def added(tokenizer):
+    """The tokenizer of conftest with <image> an added token, as templates want it, and a chat template."""
+    own = pickle.loads(pickle.dumps(tokenizer))
+    own.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    own.chat_template = "{% for m in messages %}{{ m.role }} : {{ m.content }} </s> {% endfor %}"
+    return own
+
+
+@pytest.fixture
+def talk(tmp_path, write_image):
+    """A function: name, number of images, (question, answer)s -> a conversation."""
+
+    def make(name, images, *turns):
+        paths = [write_image(tmp_path / f"{name}-{i}.jpg", seed=i) for i in range(images)]
+        return Conversation(name, tuple(paths), tuple(Turn(*turn) for turn in turns))
+
+    return make
+
+
+def templated(added, image_processor, template, **settings):
+    return LanguageCollator(added, image_processor, image_token_id=3, num_image_tokens=2, template=template, **settings)
+
+
+SYSTEM = [4, 4, 4, 5, *[4] * 16, 9, 4, 4]  # v1's system prompt: of its words only "a" and "the" are known
+
+
+def test_the_four_templates_by_hand(added, image_processor, talk):
+    one = talk("1", 1, ("<image>\nthe table", "a red cup"))
+    rows = {t: templated(added, image_processor, t).encode(one, RNG(0)) for t in ("plain_eos", "plain", "v1", "chat")}
+    assert rows["plain_eos"].ids == [1, 3, 3, 5, 6, 7, 2]
+    assert rows["plain_eos"].labels == [-100, -100, -100, 5, 6, 7, 2]
+    assert rows["plain"].ids == [1, 3, 3, 5, 6, 7]  # this tokenizer drops the line end
+    assert rows["plain"].labels == [-100, -100, -100, 5, 6, 7]
+    assert rows["v1"].ids == [1, *SYSTEM, 4, 3, 3, 9, 10, 4, 5, 6, 7, 2]
+    assert rows["v1"].labels == [-100] * 30 + [5, 6, 7, 2]
+    assert rows["chat"].ids == [4, 4, 3, 3, 9, 10, 2, 4, 4, 5, 6, 7, 2]
+    assert rows["chat"].labels == [-100] * 9 + [5, 6, 7, 2]
+
+
+def test_rows_with_no_image_one_and_two_make_one_batch(added, image_processor, talk):
+    collator = templated(added, image_processor, "chat")
+    records = [
+        talk("one", 1, ("<image> on", "a")),
+        talk("none", 0, ("red", "cup"), ("on", "the")),
+        talk("two", 2, ("<image> on <image>", "table")),
+    ]
+    items = [collator.encode(record, RNG(0)) for record in records]
+    batch = collator.collate(items)
+    assert batch.records == ("one", "none", "two")
+    assert batch.pixel_values.shape == (3, 3, 8, 8)
+    assert batch.text.ids.tolist() == [
+        [4, 4, 3, 3, 8, 2, 4, 4, 5, 2, 0, 0, 0, 0, 0, 0],
+        [4, 4, 6, 2, 4, 4, 7, 2, 4, 4, 8, 2, 4, 4, 9, 2],
+        [4, 4, 3, 3, 8, 3, 3, 2, 4, 4, 10, 2, 0, 0, 0, 0],
+    ]
+    assert [[i for i in row if i != -100] for row in batch.text.labels.tolist()] == [[5, 2], [7, 2, 9, 2], [10, 2]]
+    wanted = [collator.pixels(record) for record in (records[0], records[2])]
+    assert torch.equal(batch.pixel_values, torch.cat(wanted))
+    alone = collator.collate([items[1]])
+    assert alone.pixel_values.shape == (0, 3, 8, 8)
+    assert alone.pixel_values.dtype == torch.float32
+
+
+def test_a_captioned_image_goes_through_every_template_and_begins_with_its_prompt(added, image_processor, record):
+    for template in ("plain_eos", "plain", "v1", "chat"):
+        collator = templated(added, image_processor, template)
+        item, prompt = collator.encode(record("a red cup"), RNG(0)), collator.prompt(2)
+        start = item.labels.index(5)
+        assert prompt.ids.tolist() == [item.ids[:start]] * 2
+        assert item.labels[:start] == [-100] * start
+        assert item.ids[start : start + 3] == item.labels[start : start + 3] == [5, 6, 7]
+
+
+def test_a_conversation_is_cut_on_the_right_and_a_caption_is_not(added, image_processor, talk, record):
+    turns = [("<image> on", "a red"), ("the", "cup")]
+    whole = templated(added, image_processor, "chat").encode(talk("1", 1, *turns), RNG(0))
+    assert whole.ids == [4, 4, 3, 3, 8, 2, 4, 4, 5, 6, 2, 4, 4, 9, 2, 4, 4, 7, 2]
+    for length in (9, 10, 14, 18):
+        cut = templated(added, image_processor, "chat", max_length=length).encode(talk("1", 1, *turns), RNG(0))
+        assert (cut.ids, cut.labels) == (whole.ids[:length], whole.labels[:length])
+    with pytest.raises(BadRecord, match=r"of 19 tokens none that is to be predicted lies before max_length=8; raise"):
+        templated(added, image_processor, "chat", max_length=8).encode(talk("1", 1, *turns), RNG(0))
+    later = talk("1", 1, ("on", "a red"), ("<image> the", "cup"))
+    with pytest.raises(BadRecord, match=r"1-0.jpg: 1: of 19 tokens some of an image lie behind max_length=12"):
+        templated(added, image_processor, "chat", max_length=12).encode(later, RNG(0))
+    for template in ("plain", "v1", "chat"):
+        with pytest.raises(BadRecord, match=r"caption tokens are more than max_length=5; raise max_length"):
+            templated(added, image_processor, template, max_length=5).encode(record("a red cup on the"), RNG(0))
+
+
+def test_conversations_that_a_template_cannot_hold_are_bad_records(added, image_processor, talk):
+    two = talk("2", 1, ("<image>", "a"), ("the", "cup"))
+    text = talk("3", 0, ("the", "cup"))
+    for template in ("plain", "plain_eos"):
+        for bad in (two, text):
+            with pytest.raises(BadRecord, match=f"template {template} holds"):
+                templated(added, image_processor, template).encode(bad, RNG(0))
+    for template in ("plain", "v1", "chat"):
+        collator = templated(added, image_processor, template)
+        with pytest.raises(BadRecord, match="a turn has no answer"):
+            collator.encode(talk("4", 1, ("<image>", " ")), RNG(0))
+        with pytest.raises(BadRecord, match=r"2 image tokens \(id 3\) in its text and 1 images"):
+            collator.encode(talk("5", 1, ("<image>", "an <image>")), RNG(0))
+    with pytest.raises(BadRecord, match="a conversation without an image: 6: 1 image tokens"):
+        templated(added, image_processor, "v1").encode(talk("6", 0, ("<image>", "a")), RNG(0))
+
+
+def test_a_template_that_the_tokenizer_does_not_serve_is_refused_at_once(tokenizer, added, image_processor):
+    with pytest.raises(ValueError, match="template='vicuna': wanted"):
+        templated(added, image_processor, "vicuna")
+    with pytest.raises(ValueError, match="image_token_id=3 is no added token"):
+        templated(tokenizer, image_processor, "v1")
+    added.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with pytest.raises(ValueError, match="no token of its own"):
+        templated(added, image_processor, "chat")
+    added.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        templated(added, image_processor, "chat")
+
+
+def test_padding_keeps_the_whole_image_on_a_square_of_the_mean_colour(added, image_processor, tmp_path):
+    Image.new("RGB", (20, 10), (255, 0, 0)).save(tmp_path / "wide.png")
+    wide = CaptionedImage("w", tmp_path / "wide.png", ("a",))
+    square = pad_to_square(Image.open(tmp_path / "wide.png"), (122, 116, 104))
+    colours = np.asarray(square)
+    assert colours.shape == (20, 20, 3)
+    assert (colours[:5] == (122, 116, 104)).all()
+    assert (colours[15:] == (122, 116, 104)).all()
+    assert (colours[5:15] == (255, 0, 0)).all()
+    assert np.asarray(pad_to_square(Image.new("RGB", (3, 6), "red"), (1, 2, 3)))[:, 0].tolist() == [[1, 2, 3]] * 6
+
+    padded = templated(added, image_processor, "plain", image_aspect="pad").encode(wide, RNG(0)).pixel_values
+    wanted = image_processor(images=[square], return_tensors="pt")["pixel_values"]
+    assert torch.equal(padded, wanted)
+    assert not torch.equal(padded, templated(added, image_processor, "plain").encode(wide, RNG(0)).pixel_values)
+    with pytest.raises(ValueError, match="image_aspect='anyres': wanted"):
+        templated(added, image_processor, "plain", image_aspect="anyres")
+
+
+def test_an_image_in_memory_is_read_and_named(language, tmp_path, write_image):
+    class Stored:
+        def __init__(self, content):
+            self.content = content
+
+        def __str__(self):
+            return "table.parquet"
+
+        def read(self):
+            return self.content
+
+    path = write_image(tmp_path / "1.png")
+    stored = CaptionedImage("1", Stored(path.read_bytes()), ("a cup",))
+    assert torch.equal(
+        language.encode(stored, RNG(0)).pixel_values,
+        language.encode(CaptionedImage("1", path, ("a cup",)), RNG(0)).pixel_values,
+    )
+    with pytest.raises(BadRecord, match=r"table\.parquet: 7: the image cannot be read"):
+        language.encode(CaptionedImage("7", Stored(path.read_bytes()[:60]), ("a cup",)), RNG(0))

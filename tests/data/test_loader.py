@@ -15,7 +15,17 @@ import pytest
 import torch
 
 from hialign.batch import Batch, LanguageBatch
-from hialign.data import BadRecord, CaptionedImage, Dataset, LanguageCollator, Loader, flickr8k, mix
+from hialign.data import (
+    BadRecord,
+    CaptionedImage,
+    Conversation,
+    Dataset,
+    LanguageCollator,
+    Loader,
+    Turn,
+    flickr8k,
+    mix,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -368,3 +378,77 @@ def test_real_flickr8k_batches_are_the_same_with_and_without_workers(shared, tok
             assert torch.equal(ours.pixel_values, theirs.pixel_values)
             assert torch.equal(ours.text.ids, theirs.text.ids)
     helped.close()
+
+
+def talks(count, text_only, prefix="t"):
+    """Conversations of 1 to ``count`` words in an odd order, of which every ``text_only``-th has no image."""
+    some = []
+    for i in range(count):
+        words = " ".join(["a"] * (i * 7 % count + 1))
+        some.append(Conversation(f"{prefix}{i}", () if i % text_only == 0 else (Path("x"),), (Turn("q", words),)))
+    return Dataset(prefix, some)
+
+
+def batches(some, count):
+    return [[name for batch in some.next() for name in batch.records] for _ in range(count)]
+
+
+def test_grouped_batches_are_of_like_length_and_do_not_mix_text_with_images():
+    data = talks(400, 4)
+    kind = {record.id: len(record.images) for record in data.records}
+    words = {record.id: record.words for record in data.records}
+    for epoch in (slice(0, 50), slice(50, 100)):
+        drawn = batches(loader(data, batch_size=8, group_by_length=True), 100)[epoch]
+        assert sorted(name for batch in drawn for name in batch) == sorted(kind)
+        mixed = [batch for batch in drawn if len({kind[name] for name in batch}) > 1]
+        assert len(mixed) <= 1
+        spans = [max(words[n] for n in batch) - min(words[n] for n in batch) for batch in drawn if batch not in mixed]
+        assert np.mean(spans) < 30  # of 400, and about 310 in a batch of eight drawn at random
+        assert np.corrcoef(range(50), [np.mean([words[n] for n in batch]) for batch in drawn])[0, 1] < 0.5
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(37, 8), (8, 8), (5, 8), (64, 4), (9, 2)])
+def test_grouping_keeps_every_record_once_an_epoch_and_the_order_the_same_on_all_ranks(size, batch_size):
+    data = talks(size, 3)
+    settings = {"batch_size": batch_size, "group_by_length": True}
+    drawn = names(take(loader(data, **settings), 5 * size))
+    for epoch in range(5):
+        assert sorted(drawn[epoch * size : (epoch + 1) * size]) == sorted(record.id for record in data.records)
+    ranks = [loader(data, **settings, micro_batch_size=1, rank=rank, world_size=2) for rank in range(2)]
+    alone = loader(data, **settings)
+    for _ in range(12):
+        assert rows([part.next() for part in ranks]) == rows([alone.next()])
+
+
+def test_a_grouped_loader_resumes_and_an_ungrouped_one_refuses_its_state():
+    data = talks(21, 3)
+    whole = take(loader(data, group_by_length=True), 12)
+    first = loader(data, group_by_length=True)
+    take(first, 7)
+    state = json.loads(json.dumps(first.state_dict()))
+    second = loader(data, group_by_length=True)
+    second.load_state_dict(state)
+    assert take(second, 5) == whole[28:]
+    plain = loader(data)
+    with pytest.raises(ValueError, match="group_by_length=True, but this loader has group_by_length=False"):
+        plain.load_state_dict(state)
+    with pytest.raises(ValueError, match="group_by_length=False, but this loader has group_by_length=True"):
+        second.load_state_dict(plain.state_dict())
+    assert "group_by_length" not in plain.state_dict()
+
+
+def test_a_mixture_is_grouped_within_each_dataset():
+    data = mix([talks(40, 2, "a"), talks(30, 3, "b")], [1, 1])
+    drawn = names(take(loader(data, batch_size=10, micro_batch_size=5, group_by_length=True), 30))
+    for prefix, size in (("a", 40), ("b", 30)):
+        ours = [name for name in drawn if name.startswith(prefix)]
+        assert sorted(ours[:size]) == sorted(f"{prefix}{i}" for i in range(size))
+
+
+def test_records_without_a_length_cannot_be_grouped():
+    @dataclass(frozen=True)
+    class Bare:
+        id: str
+
+    with pytest.raises(ValueError, match="group_by_length: the records of dataset 'bare' lack"):
+        loader(Dataset("bare", [Bare("1"), Bare("2")]), group_by_length=True)

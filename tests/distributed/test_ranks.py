@@ -49,7 +49,7 @@ def both(tmp_path_factory, drawn):
                 assert ranks.command(one, drawn) == 0
             _, errors = launch.communicate(timeout=120)
         finally:
-            launch.kill()
+            launch.terminate()  # ends the ranks too, where kill would leave them behind
     through = [(two / f"through-{rank}").exists() for rank in (0, 1)]
     assert through == [True, True], f"the ranks did not come through:\n{errors}"
     return one, two, errors, launch.returncode
@@ -159,6 +159,7 @@ def test_the_command_on_two_ranks_trains_as_on_one(one, two):
         assert [row[key] for row in found] == pytest.approx([row[key] for row in expected], rel=1e-5)
     assert (two / "hierarchical" / "cli" / "model" / "model.safetensors").is_file()
     assert json.loads((two / "hierarchical" / "cli" / "status.json").read_text())["state"] == "done"
+    assert [(two / f"through-{rank}").read_text() for rank in (0, 1)] == ["left the group 1 times"] * 2
 
 
 def test_a_rank_that_fails_does_not_keep_the_others_waiting(both):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hialign.batch import Tokens
@@ -143,11 +144,28 @@ def test_alignment_settings_that_do_not_fit_their_weights_are_an_error(folder, t
         load(str(tmp_path / "model"))
 
 
-def test_processor_and_collator_write_the_same_prompt_apart_from_the_start_token(model):
+def test_tower_weights_are_called_as_in_the_hubs_checkpoints(folder):
+    names = [name for name in load_file(f"{folder}/model.safetensors") if name.startswith("vision_tower.")]
+    assert names
+    assert all(name.startswith("vision_tower.vision_model.") for name in names)
+
+
+def test_a_folder_that_lacks_a_weight_is_refused(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = load_file(file)
+    del weights["multi_modal_projector.linear_1.weight"]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing_keys.*multi_modal_projector\.linear_1\.weight"):
+        load(str(tmp_path / "model"))
+
+
+def test_processor_and_collator_write_the_same_prompt(model):
     (ids,) = model.processor(images=[picture()], text=["<image>"], return_tensors="pt")["input_ids"].tolist()
     prompt = collator(model).prompt(2)
-    assert prompt.ids.tolist() == [[model.processor.tokenizer.bos_token_id, *ids]] * 2
-    assert ids == [model.processor.tokenizer.image_token_id] * model.num_image_tokens
+    assert prompt.ids.tolist() == [ids] * 2
+    tokenizer = model.processor.tokenizer
+    assert ids == [tokenizer.bos_token_id] + [tokenizer.image_token_id] * model.num_image_tokens
     assert bool(prompt.mask.all())
 
 

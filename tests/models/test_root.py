@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hialign.batch import Tokens
-from hialign.models import Root, part_of, tiny
+from hialign.models import Root, checkpoint_activations, part_of, tiny
 from hialign.objectives import Contrastive, NextToken
 
 ALL_PAIRS = ("clip", "projector", "llm")
@@ -219,7 +219,7 @@ def test_gradient_checkpointing_leaves_the_gradients_as_they_are(language_batch,
     ]
     plain = gradients(root, loss, language_batch, pair_batch)
     runs = count_runs(layers, lambda: gradients(root, loss, language_batch, pair_batch))
-    root.llava.gradient_checkpointing_enable({"use_reentrant": False})  # as the train command does
+    checkpoint_activations(root)
     again: dict[str, Tensor] = {}
     rerun = count_runs(layers, lambda: again.update(gradients(root, loss, language_batch, pair_batch)))
     assert rerun == [2 * count for count in runs]  # it was on, in both

@@ -123,14 +123,24 @@ def test_ordinary_text_survives_the_tokenizer_up_to_spaces(model, text: str):
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     back = tokenizer.decode(ids)
     assert back.replace(" ", "") == text.replace(" ", "")
-    assert tokenizer(back)["input_ids"] == ids  # so what a model says can be learnt from again
+    assert (
+        tokenizer(back, add_special_tokens=False)["input_ids"] == ids
+    )  # so what a model says can be learnt from again
     assert all(len(SPECIAL) <= i < len(tokenizer) for i in ids)
 
 
 def test_words_of_plain_text_come_back_with_their_spaces(model):
     tokenizer = model.processor.tokenizer
     text = "two small dogs in málaga sit near a window"
-    assert tokenizer.decode(tokenizer(text)["input_ids"]).strip() == text
+    assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True).strip() == text
+
+
+def test_a_row_begins_with_the_start_token_as_in_training(model):
+    tokenizer = model.processor.tokenizer
+    assert tokenizer("a cup")["input_ids"] == [
+        tokenizer.bos_token_id,
+        *tokenizer("a cup", add_special_tokens=False)["input_ids"],
+    ]
 
 
 def test_text_is_lower_cased_and_composed(model):
@@ -141,7 +151,7 @@ def test_text_is_lower_cased_and_composed(model):
 
 def test_more_merges_give_fewer_tokens():
     text = "a photograph of children playing football"
-    lengths = [len(tiny_tokenizer(size)(text)["input_ids"]) for size in (516, 2048, 8192)]
+    lengths = [len(tiny_tokenizer(size)(text, add_special_tokens=False)["input_ids"]) for size in (516, 2048, 8192)]
     assert lengths[0] == len(text.replace(" ", ""))  # no merge: one letter each
     assert lengths[0] > lengths[1] > lengths[2]
 
@@ -160,7 +170,7 @@ def test_a_vocabulary_outside_its_bounds_is_an_error(size: int):
 
 def test_special_tokens_are_single_ids_of_their_own(model):
     tokenizer = model.processor.tokenizer
-    ids = [tokenizer(token)["input_ids"] for token in SPECIAL.values()]
+    ids = [tokenizer(token, add_special_tokens=False)["input_ids"] for token in SPECIAL.values()]
     assert ids == [
         [tokenizer.pad_token_id],
         [tokenizer.image_token_id],
@@ -168,7 +178,7 @@ def test_special_tokens_are_single_ids_of_their_own(model):
         [tokenizer.eos_token_id],
     ]
     assert len({i for row in ids for i in row}) == len(SPECIAL)
-    assert tokenizer("a <image>cup")["input_ids"][1] == tokenizer.image_token_id
+    assert tokenizer("a <image>cup")["input_ids"][2] == tokenizer.image_token_id
     assert model.root.llava.config.image_token_index == tokenizer.image_token_id
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from hialign.batch import Batch
 from hialign.data import BadRecord, CaptionedImage, Dataset, LanguageCollator, PairCollator, Skipped
 from hialign.data.collate import pixels
-from hialign.models import Model
+from hialign.models import Model, evaluating
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ class Subject:
 
     def read(self, reader: Callable[[Any, Any], Any], batch: Batch) -> Any:
         """``reader(root, batch)`` without gradients, through the root and under the wanted precision."""
-        self.model.root.eval()
-        with torch.no_grad(), self.autocast():
+        with torch.no_grad(), evaluating(self.model.root), self.autocast():
             return self.model.root(reader, batch.to(self.device))
 
     def _load(self, record: CaptionedImage) -> Tensor | None:

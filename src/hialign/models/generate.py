@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hialign.batch import Tokens
 from hialign.models.model import Model
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, the mode from before afterwards."""
+    before = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(before)
 
 
 def generate(model: Model, pixel_values: Tensor, prompt: Tokens, *, max_new_tokens: int) -> list[str]:
@@ -18,9 +31,8 @@ def generate(model: Model, pixel_values: Tensor, prompt: Tokens, *, max_new_toke
     """
     if not bool(prompt.mask.all()):
         raise ValueError("generate: the prompts differ in length; wanted rows without padding")
-    model.root.eval()
     llava: Any = model.root.llava  # transformers' stubs refuse its own models here
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(model.root):
         ids = llava.generate(
             input_ids=prompt.ids,
             attention_mask=prompt.mask,

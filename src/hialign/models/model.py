@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -19,6 +19,7 @@ from transformers import (
 from hialign.models.heads import Alignment
 from hialign.models.root import Root
 
+WEIGHTS = "model.safetensors"
 BESIDE = "alignment"  # the folder beside the Llava's files that holds what plain transformers does not know
 
 
@@ -39,14 +40,18 @@ class Model:
 
 
 def save(model: Model, folder: Path) -> None:
-    """Writes a standard Llava folder, with the alignment modules in a folder of their own inside."""
+    """Writes a standard Llava folder, with the alignment modules in a folder of their own inside.
+
+    The tower's weights are called as in the hub's checkpoints, for readers that know no other names.
+    """
     model.root.llava.save_pretrained(folder)
+    _rename_tower(folder)
     model.processor.save_pretrained(folder)
     beside = folder / BESIDE
     beside.mkdir(exist_ok=True)
     model.clip_tokenizer.save_pretrained(beside)
     weights = {name: tensor.contiguous() for name, tensor in model.root.alignment.state_dict().items()}
-    save_file(weights, beside / "model.safetensors")
+    save_file(weights, beside / WEIGHTS)
     (beside / "alignment.json").write_text(json.dumps(model.root.alignment.settings, indent=2) + "\n")
 
 
@@ -54,14 +59,38 @@ def load(folder: str) -> Model:
     """Reads what ``save`` wrote; ``ValueError`` if ``folder`` lacks a part of it."""
     path = Path(folder)
     settings = path / BESIDE / "alignment.json"
-    for needed in (path / "config.json", settings):
+    for needed in (path / "config.json", path / "processor_config.json", settings, settings.with_name(WEIGHTS)):
         if not needed.is_file():
             raise ValueError(
                 f"model folder {folder}: {needed.relative_to(path)} is missing; wanted the model/ folder of a finished "
                 "run, or what `hialign export` wrote"
             )
     alignment = Alignment(**json.loads(settings.read_text()))
-    alignment.load_state_dict(load_file(path / BESIDE / "model.safetensors"))
-    llava = LlavaForConditionalGeneration.from_pretrained(path)
+    alignment.load_state_dict(load_file(path / BESIDE / WEIGHTS))
+    # its stubs do not know that this returns two
+    llava, report = cast(Any, LlavaForConditionalGeneration.from_pretrained(path, output_loading_info=True))
+    wrong = {what: sorted(map(str, names)) for what, names in report.items() if names}
+    if wrong:  # transformers fills what is missing with random numbers and goes on
+        raise ValueError(f"model folder {folder}: its weights are not this Llava's: {wrong}; save it anew")
     clip_tokenizer = AutoTokenizer.from_pretrained(path / BESIDE)
     return Model(Root(llava, alignment), AutoProcessor.from_pretrained(path), clip_tokenizer)
+
+
+def _rename_tower(folder: Path) -> None:
+    """Puts ``vision_model.`` into the tower's names, which transformers leaves out for a tower made from a config."""
+
+    def hub_name(name: str) -> str:
+        inside = name.removeprefix("vision_tower.")
+        plain = inside != name and not inside.startswith("vision_model.")
+        return f"vision_tower.vision_model.{inside}" if plain else name
+
+    for file in folder.glob("*.safetensors"):
+        weights = load_file(file)
+        renamed = {hub_name(name): tensor for name, tensor in weights.items()}
+        if renamed.keys() != weights.keys():
+            save_file(renamed, file, metadata={"format": "pt"})
+    index = folder / f"{WEIGHTS}.index.json"  # there if the model is saved in several files
+    if index.is_file():
+        content = json.loads(index.read_text())
+        content["weight_map"] = {hub_name(name): file for name, file in content["weight_map"].items()}
+        index.write_text(json.dumps(content, indent=2) + "\n")

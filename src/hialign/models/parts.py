@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
 from hialign.models.root import Root
@@ -33,13 +34,17 @@ def set_trainable(root: Root, modes: Mapping[str, str]) -> None:
     """Lets the parts with mode ``full`` train and freezes all others."""
     if not set(modes) <= set(PARTS) or not set(modes.values()) <= set(MODES):
         raise ValueError(f"modes: got {dict(modes)}, wanted {' or '.join(MODES)} for parts of {', '.join(PARTS)}")
+    fixed = _fixed_names(root)
     for name, parameter in root.named_parameters():
-        parameter.requires_grad_(modes.get(part_of(name), "frozen") == "full" and name not in fixed_names(root))
+        parameter.requires_grad_(modes.get(part_of(name), "frozen") == "full" and name not in fixed)
 
 
-def fixed_names(root: Root) -> set[str]:
+def _fixed_names(root: Root) -> set[str]:
     """Parameters that never train: the identity that makes Llava's two-layer projector a linear one."""
-    if root.llava.config.projector_hidden_act != "linear":
+    second = root.llava.model.multi_modal_projector.linear_2
+    if root.llava.config.projector_hidden_act != "linear" or not torch.equal(
+        second.weight.detach().cpu(), torch.eye(*second.weight.shape, dtype=second.weight.dtype)
+    ):
         return set()
     return {f"llava.model.multi_modal_projector.linear_2.{name}" for name in ("weight", "bias")}
 
@@ -70,3 +75,11 @@ def count(root: Root) -> list[PartCount]:
         sizes = [(p.numel(), p.requires_grad) for name, p in root.named_parameters() if part_of(name) == part]
         rows.append(PartCount(part, sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)))
     return rows
+
+
+def checkpoint_activations(root: Root) -> None:
+    """Trades time for memory: activations of tower and language model are computed again in the backward pass."""
+    llava = root.llava
+    # transformers renames it, and takes the old name away in version 6
+    enable = getattr(llava, "activation_checkpointing_enable", None) or llava.gradient_checkpointing_enable
+    enable({"use_reentrant": False})

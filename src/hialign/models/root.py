@@ -85,7 +85,8 @@ class Root(nn.Module):
 
     def _read_image(self, tokens: Tensor) -> Tensor:
         """The language model's last state after the image tokens and the end token that closes every caption."""
-        end_id = torch.tensor(self.llava.config.get_text_config().eos_token_id, device=tokens.device)
+        ends = self.llava.config.get_text_config().eos_token_id  # some models have several
+        end_id = torch.tensor(ends[0] if isinstance(ends, list) else ends, device=tokens.device)
         end = self.llava.get_input_embeddings()(end_id).to(tokens.dtype).expand(len(tokens), 1, -1)
         states = self.llava.model.language_model(inputs_embeds=torch.cat([tokens, end], dim=1), use_cache=False)
         last: Tensor = states.last_hidden_state[:, -1]

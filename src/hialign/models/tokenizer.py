@@ -6,7 +6,7 @@ import gzip
 import importlib.util
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -38,6 +38,9 @@ def tiny_tokenizer(vocabulary: int = 2048) -> PreTrainedTokenizerFast:
         ]
     )
     tokenizer.decoder = decoders.Sequence([decoders.Replace(_END, "Ġ"), decoders.ByteLevel()])
+    tokenizer.post_processor = processors.TemplateProcessing(  # as Llama's tokenizer does by default
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", pieces.index("<s>"))]
+    )
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in SPECIAL.values()])
     named = {name: token for name, token in SPECIAL.items() if name != "image_token"}
     return PreTrainedTokenizerFast(

@@ -51,6 +51,8 @@ class Contrastive:
 
 
 def _both_ways(images: Tensor, texts: Tensor, temperature: Tensor, same: Tensor) -> Tensor:
+    # in full precision, or ranks would add up their gradients in bfloat16
+    images, texts = (rows if rows.dtype == torch.float64 else rows.float() for rows in (images, texts))
     all_images, offset = gather(images)
     all_texts, _ = gather(texts)
     image_to_text = info_nce(images, all_texts, temperature=temperature, offset=offset, same=same)

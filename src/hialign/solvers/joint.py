@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from hialign.solvers.oracle import Oracle, axpy
@@ -17,8 +18,8 @@ class Joint:
     two_level = True
 
     def __init__(self, weight: float = 1.0) -> None:
-        if not weight >= 0:
-            raise ValueError(f"weight: got {weight}, wanted a number of at least 0")
+        if not 0 <= weight < math.inf:
+            raise ValueError(f"weight: got {weight}, wanted a finite number of at least 0")
         self.weight = weight
 
     def step(self, oracle: Oracle) -> None:

@@ -52,6 +52,7 @@ def minimise(
     oracle = _ClosureOracle(parameters, {"inner": inner, "outer": outer}, steps, optimizer, schedule)
     for oracle.step in range(steps):
         solver.step(oracle)
+    oracle.set_rates(1.0)
     return Minimum(oracle.last["inner"], oracle.last["outer"])
 
 
@@ -73,21 +74,22 @@ class _ClosureOracle:
 
     def grads(self, level: Level) -> Gradients:
         loss = self.closures[level]()
-        loss.backward()
         self.last[level] = float(loss.detach())
-        moved = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        for p in self.parameters.values():
-            p.grad = None
-        return moved
+        # not backward(): a gradient that the caller left in .grad would be added, and other leaves would collect theirs
+        found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
+        return {name: g for name, g in zip(self.parameters, found, strict=True) if g is not None}
 
     def apply(self, direction: Gradients, *, progress: float | None = None) -> None:
         at = (self.step + 0.5) / self.total_steps if progress is None else progress
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * self.schedule(at)
+        self.set_rates(self.schedule(at))
         for name, parameter in self.parameters.items():
             parameter.grad = direction.get(name)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def set_rates(self, factor: float) -> None:
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
 
     def group_of(self, name: str) -> Group:
         return self.groups[name]

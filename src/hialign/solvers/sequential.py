@@ -26,7 +26,6 @@ class Sequential:
             raise ValueError(f"mode: got {mode!r}, wanted 'freeze' or 'tune'")
         self.fraction = fraction
         self.mode = mode
-        self.switched = False
 
     def step(self, oracle: Oracle) -> None:
         """One inner step in the first phase, one outer step in the second."""
@@ -34,18 +33,16 @@ class Sequential:
         if oracle.step < switch:
             oracle.apply(oracle.grads("inner"), progress=(oracle.step + 0.5) / switch)
             return
-        if not self.switched:
+        if oracle.step == switch:
             oracle.forget("shared")
-            self.switched = True
         gradient = oracle.grads("outer")
         if self.mode == "freeze":
             gradient = {name: g for name, g in gradient.items() if oracle.group_of(name) == "outer"}
         oracle.apply(gradient, progress=(oracle.step + 0.5 - switch) / (oracle.total_steps - switch))
 
     def state_dict(self) -> dict[str, Any]:
-        """Whether the second phase has begun."""
-        return {"switched": self.switched}
+        """Nothing: the phase follows from the step."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues in the phase that was saved."""
-        self.switched = state["switched"]
+        """Nothing."""

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hialign import distributed
 from hialign.data import Skipped
-from hialign.models import Model, save
+from hialign.models import Model, checkpoint_activations, save
 from hialign.models import count as count_parameters
 from hialign.runner import assemble, names, schema
 from hialign.runner.build import build
@@ -91,7 +91,7 @@ def _train(
         model.root.to(device)
         distributed.from_main_([p.data for p in model.root.parameters()])
         if config.trainer.gradient_checkpointing:
-            model.root.llava.gradient_checkpointing_enable({"use_reentrant": False})
+            checkpoint_activations(model.root)
         _describe(logs, model, resume_from)
         Training(
             root=model.root,
