@@ -60,7 +60,7 @@ class Batch:
 class LanguageBatch(Batch):
     """Images and the text that is to be predicted from them."""
 
-    pixel_values: Tensor  # (batch, 3, height, width), one image a row
+    pixel_values: Tensor  # (images of the whole batch, 3, height, width), in row order; a row has 0, 1 or several
     text: Tokens  # image placeholders expanded to one id per patch, then the text
 
 

@@ -3,31 +3,44 @@
 from hialign.data.captions import coco_captions, flickr8k
 from hialign.data.collate import LanguageCollator, PairCollator
 from hialign.data.drawn import draw_captioned
+from hialign.data.hub import hub_captions
+from hialign.data.llava import llava_captions, llava_conversations
 from hialign.data.loader import Loader
 from hialign.data.records import (
     BadRecord,
     CaptionedImage,
+    Conversation,
     Dataset,
+    EncodedImage,
     Mixture,
     Skipped,
+    Turn,
     load_image,
     mix,
     split,
 )
+from hialign.data.vqa import vqa_v2
 
 __all__ = [
     "BadRecord",
     "CaptionedImage",
+    "Conversation",
     "Dataset",
+    "EncodedImage",
     "LanguageCollator",
     "Loader",
     "Mixture",
     "PairCollator",
     "Skipped",
+    "Turn",
     "coco_captions",
     "draw_captioned",
     "flickr8k",
+    "hub_captions",
+    "llava_captions",
+    "llava_conversations",
     "load_image",
     "mix",
     "split",
+    "vqa_v2",
 ]

@@ -1,9 +1,11 @@
-"""Records to batches: one image and one caption each, tokenised, padded on the right."""
+"""Records to batches: images, and captions or conversations, tokenised, padded on the right."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from hialign.batch import LanguageBatch, PairBatch, Tokens
-from hialign.data.records import BadRecord, CaptionedImage, load_image
+from hialign.data.records import IMAGE, BadRecord, CaptionedImage, Conversation, Turn, load_image
+from hialign.data.templates import FastTokenizer, Segment, chat, plain, tokenise, v1
 
 
 class Tokenizer(Protocol):
@@ -23,6 +26,16 @@ class Tokenizer(Protocol):
     pad_token_id: Any
 
     def __call__(self, text: str, *, add_special_tokens: bool) -> Mapping[str, Any]: ...
+
+
+class LanguageTokenizer(Tokenizer, FastTokenizer, Protocol):
+    """What is used of a language model's transformers tokenizer."""
+
+    def __call__(
+        self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool = False
+    ) -> Mapping[str, Any]: ...
+
+    def convert_ids_to_tokens(self, ids: int) -> Any: ...
 
 
 class ImageProcessor(Protocol):
@@ -36,7 +49,7 @@ class LanguageItem:
     """One row of a LanguageBatch before padding."""
 
     record: str
-    pixel_values: Tensor  # (3, height, width)
+    pixel_values: Tensor  # (images, 3, height, width)
     ids: list[int]
     labels: list[int]
 
@@ -52,69 +65,168 @@ class PairItem:
 
 
 class LanguageCollator:
-    """Rows of [bos] image placeholders, caption, [eos], of which the caption and eos are to be predicted.
+    """Rows of images and text in one of four layouts, ``template``.
 
-    A tokenizer without a bos token (Qwen's, for one) gives rows without it.
+    ``plain_eos``: [bos] image placeholders, caption, [eos], of which the caption and eos are to be predicted.
+    ``plain``: the same with a line end for eos, LLaVA's stage 1. Both hold conversations of one turn with an image.
+    ``v1``: LLaVA-1.5's dialogue. ``chat``: the tokenizer's own chat template. In both the answers with their end tokens
+    are to be predicted, and a captioned image is one turn whose question is the image alone.
+
+    A tokenizer without a bos token (Qwen's, for one) gives rows without it. ``image_aspect="pad"`` puts images on a
+    square of the processor's mean colour first, where "square" leaves them to the processor, which may crop them.
     """
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        tokenizer: LanguageTokenizer,
         image_processor: ImageProcessor,
         *,
         image_token_id: int,
         num_image_tokens: int,
         max_length: int = 2048,
+        template: str = "plain_eos",
+        image_aspect: str = "square",
     ) -> None:
         _require_ids("tokenizer", tokenizer, "eos_token_id", "pad_token_id")
+        _require_template(template, tokenizer, image_token_id)
+        _background(image_processor, image_aspect)
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.image_token_id = image_token_id
         self.num_image_tokens = num_image_tokens
         self.max_length = max_length
+        self.template = template
+        self.image_aspect = image_aspect
 
-    def encode(self, record: CaptionedImage, rng: np.random.Generator) -> LanguageItem:
-        """One row with a caption that ``rng`` chooses; a BadRecord when it does not load or does not fit."""
-        return self.row(record, _choose(record.captions, rng), pixels(self.image_processor, record))
+    def encode(self, record: CaptionedImage | Conversation, rng: np.random.Generator) -> LanguageItem:
+        """One row, of a captioned image with a caption that ``rng`` chooses.
+
+        A BadRecord when an image does not load, or the text does not fit: a caption must fit whole, a conversation is
+        cut on the right, but neither an image nor all that is to be predicted may be cut away.
+        """
+        if isinstance(record, CaptionedImage):
+            return self.row(record, _choose(record.captions, rng), self.pixels(record)[0])
+        return self._item(record, record.turns, self.pixels(record))
 
     def row(self, record: CaptionedImage, caption: str, pixel_values: Tensor) -> LanguageItem:
         """The row of one caption and an image of shape (3, height, width); a BadRecord when it does not fit."""
-        prefix = self._prefix()
-        target = [*self._caption_ids(record, caption), self.tokenizer.eos_token_id]
-        if len(prefix) + len(target) > self.max_length:
-            raise BadRecord(
-                str(record.image),
-                record.id,
-                f"{len(prefix)} prompt + {len(target)} caption tokens are more than max_length={self.max_length}",
-                "raise max_length, or shorten the caption",
-            )
-        return LanguageItem(record.id, pixel_values, prefix + target, [-100] * len(prefix) + target)
+        return self._item(record, (Turn(IMAGE, caption),), pixel_values[None])
+
+    def pixels(self, record: CaptionedImage | Conversation) -> Tensor:
+        """The record's images as the tower wants them, (images, 3, height, width)."""
+        numbers = range(len(record.images))
+        loaded = [pixels(self.image_processor, record, n, image_aspect=self.image_aspect) for n in numbers]
+        return torch.stack(loaded) if loaded else self._no_pixels
 
     def collate(self, items: list[LanguageItem]) -> LanguageBatch:
-        """The items as one batch, padded to its longest row."""
+        """The items as one batch, padded to its longest row; all images one behind the other, in row order."""
         return LanguageBatch(
             records=tuple(item.record for item in items),
-            pixel_values=torch.stack([item.pixel_values for item in items]),
+            pixel_values=torch.cat([item.pixel_values for item in items]),
             text=_pad([item.ids for item in items], [item.labels for item in items], self.tokenizer.pad_token_id),
         )
 
     def prompt(self, rows: int = 1) -> Tokens:
         """What a row holds before its caption, ``rows`` times, (rows, length): generation starts where training did."""
-        return _pad([self._prefix()] * rows, None, self.tokenizer.pad_token_id)
+        if self.template == "plain_eos":
+            ids = [*_bos(self.tokenizer), self.image_token_id]
+        else:
+            segments = self._segments((Turn(IMAGE, "."),))
+            ids, _ = self._tokens(takewhile(lambda segment: not segment.supervised, segments))
+        return _pad([self._expand(ids, ids)] * rows, None, self.tokenizer.pad_token_id)
 
-    def _prefix(self) -> list[int]:
-        return _bos(self.tokenizer) + [self.image_token_id] * self.num_image_tokens
+    @cached_property
+    def _no_pixels(self) -> Tensor:
+        """(0, 3, height, width), of the size that only the processor knows."""
+        blank = Image.new("RGB", (64, 64))
+        empty: Tensor = self.image_processor(images=[blank], return_tensors="pt")["pixel_values"][:0]
+        return empty
 
-    def _caption_ids(self, record: CaptionedImage, caption: str) -> list[int]:
+    def _item(self, record: CaptionedImage | Conversation, turns: Sequence[Turn], pixel_values: Tensor) -> LanguageItem:
+        ids, supervised = self._encoded(record, turns)
+        if ids.count(self.image_token_id) != len(record.images):
+            raise BadRecord(
+                _place(record),
+                record.id,
+                f"{ids.count(self.image_token_id)} image tokens (id {self.image_token_id}) in its text and "
+                f"{len(record.images)} images",
+                "write <image> once for each image, and the image token nowhere else",
+            )
+        labels = [token if wanted else -100 for token, wanted in zip(ids, supervised, strict=True)]
+        return self._cut(record, self._expand(ids, ids), self._expand(ids, labels), pixel_values)
+
+    def _encoded(self, record: CaptionedImage | Conversation, turns: Sequence[Turn]) -> tuple[list[int], list[bool]]:
+        """The row's ids, each image as one, and whether each is to be predicted."""
+        if self.template == "plain_eos":
+            return self._plain_eos(record, turns)
+        if not all(turn.answer.strip() for turn in turns):
+            raise BadRecord(_place(record), record.id, "a turn has no answer", "write one, or leave the turn out")
+        try:
+            return self._tokens(self._segments(turns))
+        except ValueError as error:
+            raise BadRecord(_place(record), record.id, str(error), "or leave the record out") from error
+
+    def _segments(self, turns: Sequence[Turn]) -> list[Segment]:
+        if self.template == "chat":
+            return chat(turns, self.tokenizer)
+        return v1(turns, self.tokenizer.eos_token) if self.template == "v1" else plain(turns)
+
+    def _tokens(self, segments: Iterable[Segment]) -> tuple[list[int], list[bool]]:
+        image_token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        ids, supervised = tokenise(segments, self.tokenizer, image_token)
+        start = [] if self.template == "chat" else _bos(self.tokenizer)  # a chat template writes its own
+        return start + ids, [False] * len(start) + supervised
+
+    def _plain_eos(self, record: CaptionedImage | Conversation, turns: Sequence[Turn]) -> tuple[list[int], list[bool]]:
+        images = len(record.images)
+        if len(turns) != 1 or not images:
+            raise BadRecord(
+                _place(record),
+                record.id,
+                f"{len(turns)} turns and {images} images, and the template plain_eos holds one turn with an image",
+                "use the template v1 or chat",
+            )
+        prefix = _bos(self.tokenizer) + [self.image_token_id] * images
+        target = [*self._caption_ids(record, turns[0].answer), self.tokenizer.eos_token_id]
+        return prefix + target, [False] * len(prefix) + [True] * len(target)
+
+    def _caption_ids(self, record: CaptionedImage | Conversation, caption: str) -> list[int]:
         ids = _token_ids(self.tokenizer, caption, record)
         if self.image_token_id in ids:
             raise BadRecord(
-                str(record.image),
+                _place(record),
                 record.id,
                 f"the caption {caption!r} contains the image token, id {self.image_token_id}",
                 "remove it: the number of placeholders must equal the number of image features",
             )
         return ids
+
+    def _expand(self, ids: list[int], row: list[int]) -> list[int]:
+        """``row``, which runs along ``ids``, with the entry of each image as often as it has patches."""
+        counts = (self.num_image_tokens if token == self.image_token_id else 1 for token in ids)
+        return [entry for entry, count in zip(row, counts, strict=True) for _ in range(count)]
+
+    def _cut(
+        self, record: CaptionedImage | Conversation, ids: list[int], labels: list[int], pixel_values: Tensor
+    ) -> LanguageItem:
+        """The row, cut to max_length where that is allowed."""
+        kept = labels[: self.max_length]
+        problem = ""
+        if isinstance(record, CaptionedImage) and len(ids) > self.max_length:
+            prompt = labels.count(-100)
+            problem = f"{prompt} prompt + {len(labels) - prompt} caption tokens are more than max_length"
+        elif self.image_token_id in ids[self.max_length :]:
+            problem = f"of {len(ids)} tokens some of an image lie behind max_length"
+        elif all(label == -100 for label in kept):
+            problem = f"of {len(ids)} tokens none that is to be predicted lies before max_length"
+        if problem:
+            raise BadRecord(
+                _place(record),
+                record.id,
+                f"{problem}={self.max_length}",
+                "raise max_length, or shorten the " + ("caption" if isinstance(record, CaptionedImage) else "text"),
+            )
+        return LanguageItem(record.id, pixel_values, ids[: self.max_length], kept)
 
 
 class PairCollator:
@@ -176,17 +288,74 @@ def _choose(captions: Sequence[str], rng: np.random.Generator) -> str:
     return captions[int(rng.integers(len(captions)))].strip()
 
 
-def _token_ids(tokenizer: Tokenizer, caption: str, record: CaptionedImage) -> list[int]:
+def _token_ids(tokenizer: Tokenizer, caption: str, record: CaptionedImage | Conversation) -> list[int]:
     """The caption's ids without special tokens; a BadRecord when there are none."""
     ids = list(tokenizer(caption, add_special_tokens=False)["input_ids"])
     if not ids:
-        raise BadRecord(str(record.image), record.id, f"the caption {caption!r} has no tokens", "write a caption")
+        raise BadRecord(_place(record), record.id, f"the caption {caption!r} has no tokens", "write a caption")
     return ids
 
 
-def pixels(image_processor: ImageProcessor, record: CaptionedImage) -> Tensor:
-    """The record's image as the tower wants it, (3, height, width)."""
-    pixels: Tensor = image_processor(images=[load_image(record)], return_tensors="pt")["pixel_values"][0]
+def _place(record: CaptionedImage | Conversation) -> str:
+    """What an error names as the record's file."""
+    return str(record.images[0]) if record.images else "a conversation without an image"
+
+
+def _require_template(template: str, tokenizer: LanguageTokenizer, image_token_id: int) -> None:
+    """Nothing, or a ValueError when the template is unknown or the tokenizer lacks what it needs."""
+    if template not in ("plain_eos", "plain", "v1", "chat"):
+        raise ValueError(f'template={template!r}: wanted "plain_eos", "plain", "v1" or "chat"')
+    if template == "plain_eos":
+        return
+    if not tokenizer.is_fast:
+        raise ValueError(f"template={template!r}: the tokenizer does not tell where its tokens lie; load a fast one")
+    if image_token_id not in tokenizer.get_added_vocab().values():
+        raise ValueError(
+            f"template={template!r}: image_token_id={image_token_id} is no added token, so that text could swallow it; "
+            'add it with tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})'
+        )
+    if template == "chat":
+        if not tokenizer.chat_template:
+            raise ValueError("template='chat': the tokenizer has no chat template; use the template v1")
+        chat((Turn("a", "b"), Turn("c", "d")), tokenizer)  # raises here, before training, where it cannot be used
+
+
+def _background(image_processor: ImageProcessor, image_aspect: str) -> tuple[int, ...]:
+    """The colour beside a padded image; a ValueError when the aspect is unknown or the processor has no mean colour.
+
+    Source: process_images in llava/mm_utils.py@c121f04.
+    """
+    if image_aspect not in ("pad", "square"):
+        raise ValueError(f'image_aspect={image_aspect!r}: wanted "pad" or "square"')
+    mean = getattr(image_processor, "image_mean", None)
+    if image_aspect == "pad" and mean is None:
+        raise ValueError('image_aspect="pad": the image processor has no image_mean to pad with; use "square"')
+    return tuple(int(share * 255) for share in mean or ())
+
+
+def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
+    """The image in the middle of a square of ``colour`` that just holds it.
+
+    Source: expand2square in llava/mm_utils.py@c121f04.
+    """
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), colour)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def pixels(
+    image_processor: ImageProcessor,
+    record: CaptionedImage | Conversation,
+    number: int = 0,
+    *,
+    image_aspect: str = "square",
+) -> Tensor:
+    """The record's image, the ``number``-th of several, as the tower wants it, (3, height, width)."""
+    image = load_image(record, number)
+    if image_aspect == "pad":
+        image = pad_to_square(image, _background(image_processor, image_aspect))
+    pixels: Tensor = image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
     return pixels
 
 

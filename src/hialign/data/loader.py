@@ -27,6 +27,7 @@ Key = tuple[int, int, int]  # which dataset, its epoch, the record's index in it
 # short seeds with zeros.
 _PERMUTATION, _CHOICE, _ITEM = 1, 2, 3
 _MAX_BAD = 20
+_POOL = 50  # batches that are sorted by length together: enough for like lengths, too few for like epochs
 
 
 class Collator(Protocol[B_co]):
@@ -48,10 +49,20 @@ class _Position:
 
 
 class _Order:
-    """The keys of each global batch, a pure function of the seed and the position."""
+    """The keys of each global batch, a pure function of the seed and the position.
 
-    def __init__(self, sizes: tuple[int, ...], weights: tuple[float, ...], batch_size: int, seed: int) -> None:
-        self.sizes, self.batch_size, self.seed = sizes, batch_size, seed
+    With ``lengths``, of each dataset the images and the words of every record, rows of like length come together.
+    """
+
+    def __init__(
+        self,
+        sizes: tuple[int, ...],
+        weights: tuple[float, ...],
+        batch_size: int,
+        seed: int,
+        lengths: tuple[np.ndarray, ...] | None,
+    ) -> None:
+        self.sizes, self.batch_size, self.seed, self.lengths = sizes, batch_size, seed, lengths
         self.shares = np.asarray(weights) / sum(weights)
         self._permutations: dict[int, tuple[int, np.ndarray]] = {}  # dataset -> its last epoch and order
 
@@ -82,8 +93,40 @@ class _Order:
     def _permutation(self, which: int, epoch: int) -> np.ndarray:
         if which not in self._permutations or self._permutations[which][0] != epoch:
             rng = np.random.default_rng([self.seed, _PERMUTATION, which, epoch])
-            self._permutations[which] = (epoch, rng.permutation(self.sizes[which]))
+            order = rng.permutation(self.sizes[which])
+            if self.lengths is not None:
+                begun = -epoch * self.sizes[which] % self.batch_size
+                order = _grouped(order, self.lengths[which], self.batch_size, begun, rng)
+            self._permutations[which] = (epoch, order)
         return self._permutations[which][1]
+
+
+def _grouped(
+    order: np.ndarray, lengths: np.ndarray, batch_size: int, begun: int, rng: np.random.Generator
+) -> np.ndarray:
+    """The entries of ``order`` so that a batch's are of like length, and all with images or all without.
+
+    The first ``begun`` rows fill the batch that the last epoch ended in, and what is left over at the end begins the
+    next epoch's; only these, and at most one batch between, may mix.
+
+    Source: the idea of get_modality_length_grouped_indices in llava/train/llava_trainer.py@c121f04.
+    Differs: that sorts within each step's rows only; here rows of like length come from the next 50 batches.
+    """
+    batches: list[np.ndarray] = []
+    rest: list[int] = []
+    for kind in (lengths[order, 0] > 0, lengths[order, 0] == 0):
+        ours = order[kind]
+        whole = len(ours) // batch_size * batch_size
+        rest.extend(ours[whole:].tolist())
+        for start in range(0, whole, batch_size * _POOL):
+            pool = ours[start : min(start + batch_size * _POOL, whole)]
+            images, words = lengths[pool].T
+            batches.extend(np.split(pool[np.lexsort((words, images))], len(pool) // batch_size))
+    batches = [batches[i] for i in rng.permutation(len(batches))]
+    while len(rest) < begun and batches:
+        rest.extend(batches.pop().tolist())
+    mixed = [np.asarray(rest[i : i + batch_size], dtype=order.dtype) for i in range(begun, len(rest), batch_size)]
+    return np.concatenate([np.asarray(rest[:begun], dtype=order.dtype), *batches, *mixed])
 
 
 @dataclass(frozen=True)
@@ -149,6 +192,9 @@ class Loader(Generic[B]):
     ``batch_size`` counts the rows of one optimiser step over all ranks; rank r of W takes rows [r*B/W, (r+1)*B/W) of
     it. A dataset is walked epoch by epoch, each in its own permutation; a batch may run into the next epoch. The row
     that replaces a bad record is chosen within its micro-batch, and is all that the division into ranks can change.
+
+    With ``group_by_length`` the rows of a batch are of like length, and text-only ones have batches of their own where
+    their number allows, which saves padding. In a mixture this holds of each dataset's share of a batch.
     """
 
     def __init__(
@@ -162,6 +208,7 @@ class Loader(Generic[B]):
         workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        group_by_length: bool = False,
         on_skip: Callable[[Skipped], None],
     ) -> None:
         if seed < 0:
@@ -169,10 +216,13 @@ class Loader(Generic[B]):
         _check_sizes(batch_size, micro_batch_size, rank, world_size)
         datasets = data.datasets if isinstance(data, Mixture) else (data,)
         weights = data.weights if isinstance(data, Mixture) else (1.0,)
-        self._order = _Order(tuple(len(dataset) for dataset in datasets), weights, batch_size, seed)
+        lengths = tuple(_lengths(dataset) for dataset in datasets) if group_by_length else None
+        self._order = _Order(tuple(len(dataset) for dataset in datasets), weights, batch_size, seed, lengths)
         self._maker = _Maker(datasets, collator, seed)
         self._position = self._order.start()
         self._fixed = _identity(datasets, weights, batch_size, seed)
+        if group_by_length:  # absent otherwise, as in the states from before there was a choice
+            self._fixed["group_by_length"] = True
         self._micro_batch_size, self._rank, self._rows = micro_batch_size, rank, batch_size // world_size
         self._workers = workers
         self._on_skip = on_skip
@@ -204,12 +254,12 @@ class Loader(Generic[B]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to the position of ``state``; a ValueError names the field in which its loader was another one."""
-        for field, ours in {**self._fixed, "batches": None, "drawn": None}.items():
-            if field not in state:
+        for field, ours in {"group_by_length": False, **self._fixed, "batches": None, "drawn": None}.items():
+            if field not in state and field != "group_by_length":
                 raise ValueError(f"loader state has no field {field!r}; wanted one that Loader.state_dict made")
-            if ours is not None and state[field] != ours:
+            if ours is not None and state.get(field, False) != ours:
                 raise ValueError(
-                    f"loader state: {field}={state[field]}, but this loader has {field}={ours}; "
+                    f"loader state: {field}={state.get(field, False)}, but this loader has {field}={ours}; "
                     "resume with the seed, batch size and data that the state was saved with"
                 )
         self.close()
@@ -295,6 +345,17 @@ def _identity(
         "ids": [zlib.crc32("\n".join(record.id for record in dataset.records).encode()) for dataset in datasets],
         "weights": list(weights),
     }
+
+
+def _lengths(dataset: Dataset[Any]) -> np.ndarray:
+    """The number of images and of words of each record, (records, 2)."""
+    try:
+        return np.asarray([(len(record.images), record.words) for record in dataset.records])
+    except AttributeError as error:
+        raise ValueError(
+            f"group_by_length: the records of dataset {dataset.name!r} lack what tells their length ({error}); "
+            "use group_by_length=False"
+        ) from error
 
 
 def _as_is(made: Any) -> Any:

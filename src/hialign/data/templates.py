@@ -1,0 +1,142 @@
+"""Turns to text, and which of its tokens are to be predicted."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hialign.data.records import IMAGE, Turn
+
+# The checkpoints trained on v1 expect these words: LLaVA's conv_vicuna_v1 (llava/conversation.py@c121f04).
+V1_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+class FastTokenizer(Protocol):
+    """What is used of a transformers tokenizer that knows where in the text its tokens lie."""
+
+    is_fast: bool
+    chat_template: Any
+    eos_token: Any
+
+    def __call__(self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool) -> Mapping[str, Any]: ...
+
+    def get_added_vocab(self) -> dict[str, int]: ...
+
+    def apply_chat_template(self, conversation: list[dict[str, str]], *, tokenize: bool) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of a row's text; "<image>" in it stands for an image."""
+
+    text: str
+    supervised: bool  # whether it is to be predicted
+
+
+def plain(turns: Sequence[Turn]) -> list[Segment]:
+    """The images, then the answer and a line end, which are to be predicted; a ValueError unless there is one turn.
+
+    Source: LLaVA stage 1, preprocess_plain in llava/train/train.py@c121f04: what the question says is left out.
+    Differs: several images are allowed.
+    """
+    if len(turns) != 1:
+        raise ValueError(f"{len(turns)} turns, and the template plain holds one; use the template v1 or chat")
+    count = turns[0].question.count(IMAGE)
+    if not count:
+        raise ValueError("no image, and the template plain holds nothing else before its answer; use v1 or chat")
+    return [Segment(IMAGE * count, False), Segment(turns[0].answer + "\n", True)]
+
+
+def v1(turns: Sequence[Turn], eos: str) -> list[Segment]:
+    """Vicuna's dialogue, in which each answer and the ``eos`` behind it are to be predicted.
+
+    The space before an answer belongs to it: tokenizers like Llama's join it to the first word.
+
+    Source: LLaVA-1.5 stage 2, preprocess_v1 in llava/train/train.py@c121f04.
+    Differs: spans are found in the text, so that no tokenizer makes a row lose its labels ("tokenization mismatch").
+    """
+    segments = [Segment(V1_SYSTEM + " ", False)]
+    for turn in turns:
+        segments += [Segment(f"USER: {_question(turn)} ASSISTANT:", False), Segment(f" {turn.answer}{eos}", True)]
+    return segments
+
+
+def chat(turns: Sequence[Turn], tokenizer: FastTokenizer) -> list[Segment]:
+    """The tokenizer's own chat template, in which each answer and the token that ends it are to be predicted.
+
+    A ValueError where the template shows the turns otherwise than one behind the other, changes what they say, or ends
+    an answer with no token of its own. White space around a question or an answer is dropped.
+
+    The text between the turns is found by rendering stand-ins; what a template puts before an answer by itself (an
+    empty block of thoughts, for one) is thereby not to be predicted.
+    """
+    contents = [text.strip() for turn in turns for text in (_question(turn), turn.answer)]
+    between = _between(len(contents), tokenizer)
+    segments = [Segment(between[0], False)]
+    for number, (content, after) in enumerate(zip(contents, between[1:], strict=True)):
+        answer = number % 2 == 1
+        end = _end(after, tokenizer.get_added_vocab()) if answer else 0
+        segments += [Segment(content + after[:end], answer), Segment(after[end:], False)]
+    if "".join(segment.text for segment in segments) != _render(contents, tokenizer):
+        raise ValueError("the chat template changes what the turns say; use the template v1")
+    return segments
+
+
+def tokenise(segments: Iterable[Segment], tokenizer: FastTokenizer, image_token: str) -> tuple[list[int], list[bool]]:
+    """The ids of the whole text, and for each whether it is to be predicted; every image is one ``image_token``.
+
+    The text is tokenised in one piece, as the model will see it, and a token is to be predicted when some of its
+    characters are.
+    """
+    texts = [(segment.text.replace(IMAGE, image_token), segment.supervised) for segment in segments]
+    wanted = b"".join(bytes([supervised]) * len(text) for text, supervised in texts)
+    encoded = tokenizer("".join(text for text, _ in texts), add_special_tokens=False, return_offsets_mapping=True)
+    supervised, last = [], 0
+    for start, end in encoded["offset_mapping"]:
+        # Byte-level tokenizers trim white space off the offsets: a token of nothing else is empty and lies behind it.
+        characters = wanted[start:end] or wanted[last:end] or wanted[start : start + 1]
+        supervised.append(1 in characters)
+        last = end
+    return list(encoded["input_ids"]), supervised
+
+
+def _question(turn: Turn) -> str:
+    """The question, behind its image and a line end. Where there are several images, they stay where they are.
+
+    Source: preprocess_multimodal in llava/train/train.py@c121f04, which knows one image.
+    """
+    if turn.question.count(IMAGE) != 1:
+        return turn.question
+    return f"{IMAGE}\n{turn.question.replace(IMAGE, '').strip()}".strip()
+
+
+def _render(contents: Sequence[str], tokenizer: FastTokenizer) -> str:
+    roles = ("user", "assistant")
+    messages = [{"role": roles[number % 2], "content": content} for number, content in enumerate(contents)]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False))
+
+
+def _between(count: int, tokenizer: FastTokenizer) -> list[str]:
+    """What the chat template writes before, between and after ``count`` contents."""
+    marks = [f"\ue000{number}\ue001" for number in range(count)]  # from Unicode's private use area, so in no template
+    text = _render(marks, tokenizer)
+    if re.findall("\ue000[0-9]+\ue001", text) != marks:
+        raise ValueError("the chat template does not show every turn's text once and in order; use the template v1")
+    return re.split("\ue000[0-9]+\ue001", text)
+
+
+def _end(after: str, added: Iterable[str]) -> int:
+    """Where the token ends that closes an answer, in the text ``after`` it."""
+    bare = after.lstrip()
+    length = max((len(token) for token in added if bare.startswith(token)), default=0)
+    if not length:
+        raise ValueError(
+            f"the chat template ends an answer with {after[:40]!r}, which is no token of its own, so that a model "
+            "would not learn to stop; use the template v1"
+        )
+    return len(after) - len(bare) + length
