@@ -170,3 +170,9 @@ def test_train_help_reaches_hydra() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "experiment" in done.stdout
+
+
+def test_flags_may_stand_behind_the_settings() -> None:
+    arguments = ["experiment=x", "-m", "seed=0,1", "--config-dir", "mine", "--cfg=job", "-c", "job"]
+    wanted = ["-m", "--config-dir", "mine", "--cfg=job", "-c", "job", "experiment=x", "seed=0,1"]
+    assert cli.flags_first(arguments) == wanted

@@ -44,6 +44,11 @@ HYDRA_FLAGS = {
     *("--shell-completion", "-sc"),
 }
 
+FLAGS_WITH_VALUE = {
+    *("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+    "--experimental-rerun",
+}
+
 # What a command raises when the user's input is at fault. Anything else is a bug of ours and keeps its traceback.
 USER_ERRORS = (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
@@ -84,6 +89,20 @@ def refused_flag(command: str, arguments: Sequence[str]) -> str | None:
     return None
 
 
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """``arguments`` with Hydra's flags and their values before the settings: argparse takes none between them."""
+    flags, settings, rest = [], [], list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if not argument.startswith("-"):
+            settings.append(argument)
+            continue
+        flags.append(argument)
+        if argument in FLAGS_WITH_VALUE and rest:
+            flags.append(rest.pop(0))
+    return [*flags, *settings]
+
+
 def load(target: str) -> Callable[[], object]:
     """The function behind ``module:function``."""
     module, _, function = target.partition(":")
@@ -94,7 +113,7 @@ def load(target: str) -> Callable[[], object]:
 def call(name: str, arguments: Sequence[str]) -> int:
     """The exit code of one command, run with ``arguments`` in sys.argv."""
     target, _ = COMMANDS[name]
-    sys.argv = [f"hialign {name}", *arguments]
+    sys.argv = [f"hialign {name}", *flags_first(arguments)]
     try:
         code = load(target)()
     except KeyboardInterrupt:

@@ -139,7 +139,8 @@ def not_finite(out, drawn):
 
 
 def command(out, drawn, name="cli"):
-    return cli.main(["train", *CLI, f"output={out}", f"name={name}", f"data.root={drawn}"])
+    seed = distributed.rank()  # every rank builds another model; all train the first one's
+    return cli.main(["train", *CLI, f"output={out}", f"name={name}", f"data.root={drawn}", f"model.seed={seed}"])
 
 
 def main():

@@ -152,7 +152,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_stops_all(two):
 
 
 def test_the_command_on_two_ranks_trains_as_on_one(one, two):
-    """In float32, so to a tolerance; the ranks' models start out equal because the first one's is sent around."""
+    """In float32, so to a tolerance. The second rank built another model: the first one's is sent to it."""
     found, expected = rows(two / "hierarchical" / "cli"), rows(one / "hierarchical" / "cli")
     assert [row["total_step"] for row in found] == [1, 2, 3, 4]
     for key in ("outer_loss", "inner_loss"):

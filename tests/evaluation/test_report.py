@@ -38,7 +38,6 @@ def test_whole_numbers_are_written_whole(value: float, text: str) -> None:
     assert table({"b": {"n": value}}).split()[-1] == text
 
 
-@pytest.mark.xfail(strict=True, reason="int() of it raises, after scores.json is written")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_model_that_diverged_has_a_table(value: float) -> None:
     assert str(value) in table({"captions": {"loss": value}})

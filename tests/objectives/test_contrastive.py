@@ -132,5 +132,5 @@ def test_contrastive_reads_whole_batches_of_pairs():
 
 @pytest.mark.parametrize("pairs", [["clap"], ["clip", "clip"], [], ["clip", "vision"]])
 def test_unknown_repeated_or_no_pairs_are_an_error(pairs: list[str]):
-    with pytest.raises(ValueError, match="wanted one or more, each once, of clip, projector, llm"):
+    with pytest.raises(ValueError, match="wanted a list of one or more, each once, of clip, projector, llm"):
         Contrastive(pairs)

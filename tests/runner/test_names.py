@@ -34,7 +34,6 @@ def test_a_run_is_named_after_the_overrides_that_change_its_outcome(overrides: l
     assert run_name(overrides) == name
 
 
-@pytest.mark.xfail(strict=True, reason="all of trainer. is left out, precision too")
 def test_runs_of_two_precisions_have_two_names() -> None:
     assert run_name(["trainer.precision=bf16"]) != run_name([])
 

@@ -27,8 +27,15 @@ class AnswerFile:
         label = self.file.with_suffix(".made_by.json")
         if self.file.is_file() and label.is_file() and label.read_text() == self.made_by:
             whole = [line for line in self.file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            self.answers = {row["id"]: row for row in map(json.loads, whole)}
-            self.file.write_text("".join(whole))  # without a last line that a kill cut short
+            try:
+                self.answers = {row["id"]: row for row in map(json.loads, whole)}
+            except (json.JSONDecodeError, KeyError) as error:
+                raise ValueError(
+                    f"{self.file}: a line is not an answer ({error}); mend it or delete the file"
+                ) from error
+            partial = self.file.with_suffix(".partial")
+            partial.write_text("".join(whole))  # without a last line that a kill cut short
+            partial.replace(self.file)
         else:
             self.file.unlink(missing_ok=True)
             label.write_text(self.made_by)

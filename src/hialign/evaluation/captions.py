@@ -24,8 +24,10 @@ class Captions:
         """The scores; prints a few captions beside a reference."""
         loss_sum, tokens = 0.0, 0.0
         made_by = {"model": subject.name, "max_new_tokens": self.max_new_tokens}
+        asked: list[str] = []
         with AnswerFile(subject.answers / "captions.jsonl", made_by) as file:
             for records, pixel_values in subject.images("captions"):
+                asked += [record.id for record in records]
                 new = [i for i, record in enumerate(records) if record.id not in file.answers]
                 if new:
                     prompt = subject.language.prompt(len(new)).to(subject.device)
@@ -38,15 +40,20 @@ class Captions:
                         )
                     for i, text in zip(new, texts, strict=True):
                         file.write(records[i].id, answer=text, references=list(records[i].captions))
-                rows = [(record, caption, i) for i, record in enumerate(records) for caption in record.captions]
-                items = [subject.language.row(record, caption, pixel_values[i]) for record, caption, i in rows]
+                items = [
+                    subject.language.row(record, caption, pixel_values[i])
+                    for i, record in enumerate(records)
+                    for caption in record.captions
+                ]
                 result = subject.read(NextToken(), subject.language.collate(items))
                 loss_sum, tokens = loss_sum + result.loss_sum.item(), tokens + result.weight.item()
-        self._show(file)
+        rows = [file.answers[name] for name in asked]  # the file may hold answers to other images too
+        for row in rows[: self.samples]:
+            print(f"{row['id']}\n  model:     {row['answer']}\n  reference: {row['references'][0]}")
         loss = loss_sum / tokens
-        distinct = len({row["answer"] for row in file.answers.values()}) / len(file.answers)
-        return {"loss": loss, "perplexity": math.exp(loss), "distinct": distinct, "images": float(len(file.answers))}
-
-    def _show(self, file: AnswerFile) -> None:
-        for name, row in list(file.answers.items())[: self.samples]:
-            print(f"{name}\n  model:     {row['answer']}\n  reference: {row['references'][0]}")
+        return {
+            "loss": loss,
+            "perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "distinct": len({row["answer"] for row in rows}) / len(rows),
+            "images": float(len(rows)),
+        }

@@ -18,4 +18,4 @@ def table(scores: Scores) -> str:
 
 
 def _text(value: float) -> str:
-    return f"{value:.0f}" if value == int(value) and abs(value) >= 1 else f"{value:.4f}"
+    return f"{value:.0f}" if abs(value) >= 1 and value.is_integer() else f"{value:.4f}"

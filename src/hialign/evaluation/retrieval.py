@@ -10,7 +10,7 @@ from torch import Tensor
 from hialign.batch import PairBatch
 from hialign.evaluation.geometry import summary
 from hialign.evaluation.subject import Subject
-from hialign.objectives import Parts
+from hialign.objectives import Parts, check_pairs
 
 
 class Retrieval:
@@ -20,7 +20,7 @@ class Retrieval:
     """
 
     def __init__(self, pairs: Sequence[str] = ("clip", "projector")) -> None:
-        self.pairs = tuple(pairs)
+        self.pairs = check_pairs(pairs)
 
     def __call__(self, subject: Subject) -> dict[str, float]:
         """The scores as ``pair/number``."""

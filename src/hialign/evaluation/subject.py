@@ -38,14 +38,18 @@ class Subject:
         A broken image raises ``BadRecord`` or, where the data set says ``skip``, is reported and left out.
         """
         records = self.heldout.records
+        shown = 0
         with tqdm(total=len(records), desc=task, unit="image") as bar:
             for start in range(0, len(records), self.batch_size):
                 wanted = records[start : start + self.batch_size]
                 loaded = [(record, image) for record in wanted if (image := self._load(record)) is not None]
                 if loaded:
                     kept, images = zip(*loaded, strict=True)
+                    shown += len(kept)
                     yield list(kept), torch.stack(images)
                 bar.update(len(wanted))
+        if not shown:
+            raise ValueError(f"{task}: none of the {len(records)} held-out images of {self.heldout.name} can be read")
 
     def read(self, reader: Callable[[Any, Any], Any], batch: Batch) -> Any:
         """``reader(root, batch)`` without gradients, through the root and under the wanted precision."""

@@ -16,6 +16,13 @@ from hialign.objectives.result import Parts, Result
 PAIRS = ("clip", "projector", "llm")
 
 
+def check_pairs(pairs: Sequence[str]) -> tuple[str, ...]:
+    """``pairs`` as they are; ``ValueError`` for a name that is none of ``PAIRS``, for none at all, or one twice."""
+    if isinstance(pairs, str) or not pairs or not set(pairs) <= set(PAIRS) or len(set(pairs)) < len(pairs):
+        raise ValueError(f"pairs: got {pairs!r}, wanted a list of one or more, each once, of {', '.join(PAIRS)}")
+    return tuple(pairs)
+
+
 class Contrastive:
     """InfoNCE in both directions, summed over pairs of embeddings of the same batch.
 
@@ -33,10 +40,7 @@ class Contrastive:
     whole_batch = True
 
     def __init__(self, pairs: Sequence[str] = ("clip", "projector")) -> None:
-        unknown = [pair for pair in pairs if pair not in PAIRS]
-        if unknown or not pairs or len(set(pairs)) < len(pairs):
-            raise ValueError(f"pairs: got {list(pairs)}, wanted one or more, each once, of {', '.join(PAIRS)}")
-        self.pairs = tuple(pairs)
+        self.pairs = check_pairs(pairs)
 
     def __call__(self, parts: Parts, batch: Batch) -> Result:
         """The loss summed over this rank's rows, and their number."""

@@ -40,8 +40,13 @@ def build_model(config: DictConfig) -> Model:
     """The run's starting model: what ``model`` describes, or another run's where ``model.from_run`` names it."""
     node: Any = OmegaConf.to_container(config.model, resolve=True)
     other = node.pop("from_run", None)
-    model: Model = load_run(Path(other)) if other else build(node, "model", config.allow)
-    return model
+    if not other:
+        model: Model = build(node, "model", config.allow)
+        return model
+    try:
+        return load_run(Path(other))
+    except ValueError as error:
+        raise ValueError(f"model.from_{error}") from error
 
 
 def load_run(run: Path) -> Model:

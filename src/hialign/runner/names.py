@@ -13,7 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_ELSEWHERE = ("experiment=", "data.root=", "resume=", "name=", "output=", "trainer.", "tracker", "hydra", "launcher")
+_TRAINER = tuple(f"trainer.{key}=" for key in ("workers", "save_every", "keep", "device"))
+_ELSEWHERE = ("experiment=", "data.root=", "resume=", "name=", "output=", *_TRAINER, "tracker", "hydra", "launcher")
 _PACKAGES = ("hialign", "torch", "transformers", "open_clip_torch", "peft", "hydra-core", "datasets", "numpy")
 _LONGEST = 120
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -89,7 +91,7 @@ class EvaluateConfig:
 
     run: str = MISSING
     benchmark: dict[str, Node] = field(default_factory=dict)
-    data: Node | None = None  # null: the run's own
+    root: str | None = None  # where the data lie now; null: where they lay when the run began
     batch_size: int = 32
     device: str = "auto"
     precision: str = "fp32"
@@ -110,8 +112,17 @@ def validate(config: DictConfig, *, experiment: str | None, suite: str) -> None:
         raise ValueError(f"stages: {chosen}; choose one with experiment=..., `hialign configs experiment` lists them")
     if OmegaConf.is_missing(config, "data"):
         raise ValueError("data: not chosen; wanted data=NAME data.root=FOLDER, `hialign configs data` lists them")
+    _refuse_unknown(config, TrainConfig, "")
+    _refuse_unknown(config.trainer, TrainerConfig, "trainer.")
     if config.resume not in (None, "auto"):
         raise ValueError(f"resume: got {config.resume!r}, wanted auto, or null to start anew")
+    if config.name is not None and not re.fullmatch(r"[\w.,=+-]*\w[\w.,=+-]*", config.name):
+        raise ValueError(
+            f"name: got {config.name!r}, wanted the name of a folder in {config.output}: letters, digits, ._-"
+        )
+    for key, least in (("save_every", 1), ("keep", 1), ("workers", 0)):
+        if config.trainer[key] < least:
+            raise ValueError(f"trainer.{key}: got {config.trainer[key]}, wanted at least {least}")
     for name in config.stages:
         _validate_stage(config, name, suite)
     _validate_solver(config)
@@ -128,6 +139,9 @@ def _validate_stage(config: DictConfig, name: str, suite: str) -> None:
     if missing:
         raise ValueError(missing)
     stage = config.stages[name]
+    _refuse_unknown(stage, StageConfig, f"{path}.")
+    if stage.outer is None:
+        raise ValueError(f"{path}.outer: got null, wanted a level; every stage has an outer one")
     for level in ("outer", "inner"):
         if stage[level] is not None:
             _validate_level(stage[level], f"{path}.{level}", config.allow)
@@ -136,6 +150,9 @@ def _validate_stage(config: DictConfig, name: str, suite: str) -> None:
     for key in ("steps", "epochs", "batch_size", "inner_batch_size", "micro_batch_size", "lr"):
         if stage[key] is not None and not stage[key] > 0:
             raise ValueError(f"{path}.{key}: got {stage[key]}, wanted a number above 0")
+    for key in ("weight_decay", "clip"):
+        if not stage[key] >= 0:
+            raise ValueError(f"{path}.{key}: got {stage[key]}, wanted 0 or more")
     if not 0 <= stage.warmup < 1:
         raise ValueError(f"{path}.warmup: got {stage.warmup}, wanted a share of the steps in [0, 1)")
     if stage.schedule not in SCHEDULES:
@@ -143,11 +160,23 @@ def _validate_stage(config: DictConfig, name: str, suite: str) -> None:
     for part, mode in stage.train.items():
         if part not in PARTS or mode not in MODES:
             raise ValueError(f"{path}.train.{part}: got {mode!r}, wanted {' or '.join(MODES)} for {', '.join(PARTS)}")
-    for part in stage.part_lr:
+    for part, rate in stage.part_lr.items():
+        if not rate > 0:
+            raise ValueError(f"{path}.part_lr.{part}: got {rate}, wanted a number above 0")
         if stage.train.get(part, "frozen") == "frozen":
             raise ValueError(f"{path}.part_lr.{part}: this part does not train here; see {path}.train")
     if stage.solver is not None and stage.inner is None:
         raise ValueError(f"{path}.solver: this stage has no inner level for a solver to weigh; set {path}.inner too")
+
+
+def _refuse_unknown(node: DictConfig, schema: type, path: str) -> None:
+    """An override with + adds any key; one that nothing reads is a slip of the pen."""
+    known = [entry.name for entry in fields(schema)]
+    for key in map(str, node):
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {path}{near[0]}?" if near else f"the keys there are {', '.join(known)}"
+            raise ValueError(f"{path}{key}: there is no such key; {hint}")
 
 
 def _validate_level(node: Any, path: str, allow: Sequence[str]) -> None:

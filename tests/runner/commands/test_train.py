@@ -276,7 +276,6 @@ def test_a_mistyped_override_ends_with_its_key_and_no_traceback(workshop: Any, o
     assert "Traceback" not in done.err
 
 
-@pytest.mark.xfail(strict=True, reason="a finished run is called done before its config is compared")
 def test_resuming_a_finished_run_with_another_config_names_the_changed_key(trained: Any) -> None:
     done = trained.train("name=first", "resume=auto", "stages.finetune.steps=100")
     assert done.code == 1

@@ -20,7 +20,7 @@ from hialign.evaluation.subject import Subject
 from hialign.runner import assemble, schema
 from hialign.runner.build import build
 from hialign.training import write_json
-from hialign.training.oracle import autocast
+from hialign.training.oracle import PRECISIONS, autocast
 
 
 def main() -> None:
@@ -48,13 +48,18 @@ def run(config: DictConfig) -> dict[str, Any]:
         raise ValueError(
             "benchmark: none chosen; `hialign configs benchmark` lists them, benchmark=[retrieval,captions]"
         )
+    if config.batch_size < 1:
+        raise ValueError(f"batch_size: got {config.batch_size}, wanted at least 1")
+    if config.precision not in PRECISIONS:
+        raise ValueError(f"precision: got {config.precision!r}, wanted one of {', '.join(PRECISIONS)}")
     folder = Path(config.run)
     benchmarks = {name: build(node, f"benchmark.{name}", config.allow) for name, node in config.benchmark.items()}
     subject = _subject(config, folder)
     scores = {str(name): benchmark(subject) for name, benchmark in benchmarks.items()}
     file = folder / "scores.json"
     before = json.loads(file.read_text()) if file.is_file() else {}
-    write_json(file, {**before, **scores})
+    of = {name: {"model": subject.name, **numbers} for name, numbers in scores.items()}
+    write_json(file, {**before, **of})
     print(table(scores))
     print(f"written to {file}")
     return scores
@@ -66,10 +71,12 @@ def _subject(config: DictConfig, folder: Path) -> Subject:
     model.root.to(device)
     trained = OmegaConf.load(folder / "config.yaml")
     assert isinstance(trained, DictConfig)
-    data = config.data if config.data is not None else trained.data
-    if "heldout" not in data:
-        raise ValueError(f"data: it has no heldout; it has {', '.join(map(str, data))}")
-    heldout: Dataset[Any] = build(data.heldout, "data.heldout", config.allow)
+    if "heldout" not in trained.data:
+        raise ValueError(f"run={folder}: its data have no heldout, only {', '.join(map(str, trained.data))}")
+    node: Any = OmegaConf.to_container(trained.data.heldout)
+    if config.root is not None:
+        node = {key: _moved(value, str(trained.data.root), config.root) for key, value in node.items()}
+    heldout: Dataset[Any] = build(node, "data.heldout", config.allow)
     language, pairs = assemble.collator(LanguageBatch, model), assemble.collator(PairBatch, model)
     assert isinstance(language, LanguageCollator) and isinstance(pairs, PairCollator)
     on_skip = _SkipNote()
@@ -88,6 +95,12 @@ def _subject(config: DictConfig, folder: Path) -> Subject:
         autocast=partial(autocast, config.precision, device),
         on_skip=on_skip,
     )
+
+
+def _moved(value: Any, old: str, new: str) -> Any:
+    """``value``, where it is the folder ``old`` or a path in it, in the folder ``new``."""
+    inside = isinstance(value, str) and (value == old or value.startswith(f"{old}/"))
+    return f"{new}{value.removeprefix(old)}" if inside else value
 
 
 class _SkipNote:

@@ -61,10 +61,11 @@ def run(config: DictConfig) -> Path:
     name = config.name or names.run_name(HydraConfig.get().overrides.task)
     folder = Path(config.output) / (experiment or "unnamed") / name
     device = assemble.choose_device(config.trainer.device)
+    plain = _plain(config)
     if _state(folder) == "done" and config.resume:
+        _refuse_other_config(folder, plain)
         print(f"{folder} is done; `hialign evaluate run={folder}` scores it", file=sys.stderr)
         return folder
-    plain = _plain(config)
     resume_from = _claim(folder, config, plain)
     try:
         _train(config, plain, folder, resume_from, device)
@@ -117,10 +118,7 @@ def _claim(folder: Path, config: DictConfig, plain: Mapping[str, Any]) -> Checkp
             f"{folder} exists ({state}); resume=auto goes on with it, name=OTHER starts another run beside it"
         )
     if found:
-        old: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        changed = assemble.differences(_binding(old), _binding(plain))
-        if changed:
-            raise ValueError(f"resume: {folder} was started with another config: {'; '.join(changed)}; use name=OTHER")
+        _refuse_other_config(folder, plain)
     distributed.barrier()  # every rank has looked before the first one writes
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +127,13 @@ def _claim(folder: Path, config: DictConfig, plain: Mapping[str, Any]) -> Checkp
         write_status(folder, "running")
     distributed.barrier()
     return found
+
+
+def _refuse_other_config(folder: Path, plain: Mapping[str, Any]) -> None:
+    old: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    changed = assemble.differences(_binding(old), _binding(plain))
+    if changed:
+        raise ValueError(f"resume: {folder} was started with another config: {'; '.join(changed)}; use name=OTHER")
 
 
 def _write_provenance(file: Path, *, resumed: bool) -> None:
@@ -175,6 +180,9 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     for key in list(kept.data):
         if OmegaConf.is_missing(kept.data, key):
             del kept.data[key]
+    for owner, key in ((kept.data, "root"), (kept.model, "from_run")):
+        if owner.get(key) and Path(owner[key]).exists():
+            owner[key] = str(Path(owner[key]).absolute())  # a later command may start in another folder
     try:
         plain = OmegaConf.to_container(kept, resolve=True)
     except OmegaConfBaseException as error:
