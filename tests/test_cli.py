@@ -53,7 +53,7 @@ def test_help_lists_every_command_with_examples(arguments: tuple[str, ...]) -> N
     for name, (_, line) in cli.COMMANDS.items():
         assert name in done.stdout
         assert line in done.stdout
-    assert "hialign train experiment=hacl" in done.stdout
+    assert "hialign train experiment=hierarchical" in done.stdout
 
 
 def test_the_examples_in_the_help_name_real_commands() -> None:
@@ -118,7 +118,7 @@ def test_a_command_finds_its_arguments_in_argv(monkeypatch: pytest.MonkeyPatch) 
     seen: list[list[str]] = []
     stand_in(monkeypatch, lambda: seen.append(list(sys.argv)))
     assert cli.main(["train", "experiment=hacl", "--cfg", "job"]) == 0
-    assert seen == [["hialign train", "experiment=hacl", "--cfg", "job"]]
+    assert seen == [["hialign train", "--cfg", "job", "experiment=hacl"]]
 
 
 def test_an_exit_code_of_a_command_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
