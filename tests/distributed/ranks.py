@@ -155,6 +155,7 @@ def main():
     distributed.stop = lambda: left.append(distributed.barrier())
     assert command(out, drawn) == 0
     (out / f"through-{distributed.rank()}").write_text(f"left the group {len(left)} times")
+    signal.alarm(30)
     sys.exit(command(out, drawn.with_name("broken"), "broken"))  # the rank that meets the broken image ends the other
 
 

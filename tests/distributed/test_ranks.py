@@ -165,5 +165,6 @@ def test_the_command_on_two_ranks_trains_as_on_one(one, two):
 def test_a_rank_that_fails_does_not_keep_the_others_waiting(both):
     _, two, errors, code = both
     assert code == 1
+    assert "SIGALRM" not in errors  # which would have ended a rank that waits
     assert "00007.png: the image cannot be read" in errors
     assert not (two / "hierarchical" / "broken" / "model").exists()

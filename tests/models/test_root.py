@@ -246,3 +246,15 @@ def test_the_temperature_is_the_exponential_of_its_parameter_and_has_one_element
     assert trained.temperature.item() == pytest.approx(0.07)
     (gradient,) = torch.autograd.grad(trained.temperature.sum(), [trained.alignment.log_temperature])
     assert gradient.item() == pytest.approx(0.07)
+
+
+def test_a_batch_without_images_gives_what_the_language_model_alone_gives_and_reaches_the_tower():
+    root = tiny(seed=0, width=32, layers=2).root
+    ids = torch.tensor([[2, 40, 41, 3], [2, 50, 51, 3]])
+    text = Tokens(ids=ids, mask=torch.ones_like(ids), labels=ids)
+    logits = root.next_token_logits(torch.empty(0, 3, 64, 64), text)
+    torch.testing.assert_close(logits, root.llava(input_ids=ids, attention_mask=text.mask).logits)
+    logits.sum().backward()
+    for part in (root.llava.model.multi_modal_projector.linear_1, root.llava.model.vision_tower.pre_layrnorm):
+        assert part.weight.grad is not None
+        assert not part.weight.grad.any()

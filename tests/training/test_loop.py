@@ -81,6 +81,20 @@ class Interrupted:
         self.solver.load_state_dict(state)
 
 
+@pytest.fixture(autouse=True)
+def _uncaught_signals_are_failures():
+    """A signal that the loop did not catch would end pytest."""
+
+    def uncaught(signum, _frame):
+        raise AssertionError(f"nobody caught {signal.Signals(signum).name}")
+
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = {signum: signal.signal(signum, uncaught) for signum in wanted}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
 @pytest.fixture
 def train(make_stage, new_model):
     """A function that runs two stages in ``folder``, anew or from the last checkpoint, and gives the model back."""

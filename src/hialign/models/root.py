@@ -38,12 +38,23 @@ class Root(nn.Module):
         return self.alignment.temperature
 
     def next_token_logits(self, pixel_values: Tensor, text: Tokens) -> Tensor:
-        """Logits (batch, length, vocabulary)."""
-        output = self.llava(
-            input_ids=text.ids, attention_mask=text.mask, pixel_values=pixel_values, use_cache=False, return_dict=True
-        )
-        logits: Tensor = output.logits
+        """Logits (batch, length, vocabulary). ``pixel_values`` holds the images of all rows in order, or none."""
+        what = {"input_ids": text.ids, "pixel_values": pixel_values}
+        if not len(pixel_values):
+            what = {"inputs_embeds": self._text_with_blank_image(text, pixel_values)}
+        logits: Tensor = self.llava(**what, attention_mask=text.mask, use_cache=False, return_dict=True).logits
         return logits
+
+    def _text_with_blank_image(self, text: Tokens, no_image: Tensor) -> Tensor:
+        """The embeddings of rows without image, plus zero times a blank image's features.
+
+        Tower and projector then take part in every batch: they get a gradient of zero instead of none, and a rank whose
+        batch has no image does what the others do.
+        """
+        blank = no_image.new_zeros(1, *no_image.shape[1:])
+        _, features = self._image_states(blank, projected=True)
+        embeddings: Tensor = self.llava.get_input_embeddings()(text.ids)
+        return embeddings + 0 * features.sum().to(embeddings.dtype)
 
     def image_embeddings(self, pixel_values: Tensor, pairs: tuple[str, ...]) -> dict[str, Tensor]:
         """For each pair, the images' embeddings (batch, embed_dim), not normalised; the tower runs once for all."""
