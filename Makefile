@@ -22,7 +22,7 @@ demo: $(STAMP) ## the whole thing on a laptop, without downloads
 	$(BIN)/hialign demo $(if $(PHOTOS),photos=$(PHOTOS))
 
 test: lint ## style, types, import rules, then the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP) ## style, types and import rules
 	$(BIN)/ruff check .

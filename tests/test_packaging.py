@@ -100,9 +100,9 @@ def test_installed_outside_the_checkout_it_trains_with_its_own_configs(installed
     solver.write_text(solver.read_text().replace("weight: 1.0", "weight: 0.125"))
     draw_captioned(tmp_path / "pictures", 12, seed=0)
     small = (
-        "+model.width=32",
-        "+model.layers=2",
-        "+model.image_size=32",
+        "model.width=32",
+        "model.layers=2",
+        "model.image_size=32",
         "~stages.finetune",
         "stages.pretrain.steps=1",
     )

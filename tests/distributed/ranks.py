@@ -29,7 +29,7 @@ CLI = [
     *("experiment=hierarchical", "data=flickr8k", "trainer.device=cpu"),
     *(f"stages.{stage}.steps=2" for stage in ("pretrain", "finetune")),
     *(f"stages.{stage}.{key}=8" for stage in ("pretrain", "finetune") for key in ("batch_size", "inner_batch_size")),
-    *("+model.width=32", "+model.layers=2", "+model.image_size=32", "+model.patch_size=16"),
+    *("model.width=32", "model.layers=2", "model.image_size=32", "model.patch_size=16"),
 ]
 
 
@@ -45,6 +45,7 @@ class Spoilt(NextToken):
     """In step ``at`` of rank 1 alone, an infinite loss, or a finite one with a gradient that is not."""
 
     def __init__(self, what, at):
+        super().__init__()
         self.what, self.at, self.calls = what, at, 0
 
     def __call__(self, parts, batch):

@@ -78,3 +78,17 @@ def test_next_token_reads_language_batches_whose_rows_are_independent():
     assert NextToken.batch_type is LanguageBatch
     assert not issubclass(PairBatch, NextToken.batch_type)
     assert not NextToken.whole_batch
+
+
+def test_the_mean_over_a_micro_batch_weighs_one_whatever_its_length():
+    batch = language_batch([[-100, 4, 5, 6], [-100, 7, -100, -100]])
+    logits = torch.randn(2, 4, 9)
+    tokens, mean = NextToken()(Table(logits), batch), NextToken(mean="micro_batch")(Table(logits), batch)
+    assert tokens.weight == 4
+    assert mean.weight == 1
+    torch.testing.assert_close(mean.loss_sum, tokens.loss_sum / 4)
+
+
+def test_an_unknown_mean_is_an_error():
+    with pytest.raises(ValueError, match="mean: got 'rows', wanted 'tokens' or 'micro_batch'"):
+        NextToken(mean="rows")

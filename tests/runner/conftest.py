@@ -20,7 +20,7 @@ from hialign.runner import schema
 Compose = Callable[..., DictConfig]
 
 # The smallest model and the fewest steps with which every part still takes part.
-MODEL = ("+model.width=32", "+model.layers=2", "+model.image_size=32")
+MODEL = ("model.width=32", "model.layers=2", "model.image_size=32")
 STEPS = tuple(
     f"stages.{stage}.{key}"
     for stage in ("pretrain", "finetune")

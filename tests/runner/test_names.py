@@ -20,7 +20,7 @@ from hialign.runner.names import provenance, run_name
         (["experiment=hierarchical", "data.root=/x/y", "output=z"], "default"),
         (["solver=joint", "seed=3"], "seed-3_solver-joint"),
         (["seed=3", "solver=joint"], "seed-3_solver-joint"),
-        (["+model.width=32"], "model.width-32"),
+        (["model.width=32"], "model.width-32"),
         (["~stages.pretrain"], "stages.pretrain"),
         (["+solver@stages.pretrain.solver=joint"], "solver-stages.pretrain.solver-joint"),
         (["inner.objective.pairs=[clip,llm]"], "inner.objective.pairs--clip,llm"),

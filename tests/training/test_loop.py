@@ -333,6 +333,7 @@ class Spoilt(NextToken):
     """Gives an infinite loss at the call number ``at``."""
 
     def __init__(self, at):
+        super().__init__()
         self.calls, self.at = 0, at
 
     def __call__(self, parts, batch):

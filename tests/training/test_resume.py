@@ -22,7 +22,7 @@ SMALL = [
     "data=flickr8k",
     *(f"stages.{stage}.steps={STEPS}" for stage in ("pretrain", "finetune")),
     *(f"stages.{stage}.{key}=8" for stage in ("pretrain", "finetune") for key in ("batch_size", "inner_batch_size")),
-    *("+model.width=32", "+model.layers=2", "+model.image_size=32", "+model.patch_size=16"),
+    *("model.width=32", "model.layers=2", "model.image_size=32", "model.patch_size=16"),
     "trainer.save_every=3",
 ]
 

@@ -17,6 +17,9 @@ from hialign.batch import LanguageBatch, PairBatch, Tokens
 from hialign.data.records import IMAGE, BadRecord, CaptionedImage, Conversation, Turn, load_image
 from hialign.data.templates import FastTokenizer, Segment, chat, plain, tokenise, v1
 
+TEMPLATES = ("plain_eos", "plain", "v1", "chat")
+IMAGE_ASPECTS = ("square", "pad")
+
 
 class Tokenizer(Protocol):
     """What is used of a transformers tokenizer."""
@@ -239,19 +242,23 @@ class PairCollator:
         image_processor: ImageProcessor,
         *,
         max_length: int = 77,
+        image_aspect: str = "square",
     ) -> None:
         _require_ids("tokenizer", tokenizer, "eos_token_id", "pad_token_id")
         _require_ids("clip_tokenizer", clip_tokenizer, "bos_token_id", "eos_token_id", "pad_token_id")
+        _background(image_processor, image_aspect)
         if max_length < 3:
             raise ValueError(f"max_length={max_length}: wanted 3 or more: start, one token, end")
         self.tokenizer = tokenizer
         self.clip_tokenizer = clip_tokenizer
         self.image_processor = image_processor
         self.max_length = max_length
+        self.image_aspect = image_aspect
 
     def encode(self, record: CaptionedImage, rng: np.random.Generator) -> PairItem:
         """One pair with a caption that ``rng`` chooses; a BadRecord when the image does not load."""
-        return self.row(record, _choose(record.captions, rng), pixels(self.image_processor, record))
+        image = pixels(self.image_processor, record, image_aspect=self.image_aspect)
+        return self.row(record, _choose(record.captions, rng), image)
 
     def row(self, record: CaptionedImage, caption: str, pixel_values: Tensor) -> PairItem:
         """The pair of one caption and an image of shape (3, height, width).
@@ -303,8 +310,8 @@ def _place(record: CaptionedImage | Conversation) -> str:
 
 def _require_template(template: str, tokenizer: LanguageTokenizer, image_token_id: int) -> None:
     """Nothing, or a ValueError when the template is unknown or the tokenizer lacks what it needs."""
-    if template not in ("plain_eos", "plain", "v1", "chat"):
-        raise ValueError(f'template={template!r}: wanted "plain_eos", "plain", "v1" or "chat"')
+    if template not in TEMPLATES:
+        raise ValueError(f"template={template!r}: wanted one of {', '.join(TEMPLATES)}")
     if template == "plain_eos":
         return
     if not tokenizer.is_fast:
@@ -325,8 +332,8 @@ def _background(image_processor: ImageProcessor, image_aspect: str) -> tuple[int
 
     Source: process_images in llava/mm_utils.py@c121f04.
     """
-    if image_aspect not in ("pad", "square"):
-        raise ValueError(f'image_aspect={image_aspect!r}: wanted "pad" or "square"')
+    if image_aspect not in IMAGE_ASPECTS:
+        raise ValueError(f"image_aspect={image_aspect!r}: wanted one of {', '.join(IMAGE_ASPECTS)}")
     mean = getattr(image_processor, "image_mean", None)
     if image_aspect == "pad" and mean is None:
         raise ValueError('image_aspect="pad": the image processor has no image_mean to pad with; use "square"')

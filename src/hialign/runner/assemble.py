@@ -65,17 +65,30 @@ def load_run(run: Path) -> Model:
     return model
 
 
-def collator(batch_type: type[Batch], model: Model) -> LanguageCollator | PairCollator:
-    """What turns records into the batches that an objective reads."""
+def collator(
+    batch_type: type[Batch],
+    model: Model,
+    *,
+    template: str = "plain_eos",
+    image_aspect: str = "square",
+    max_length: int = 2048,
+) -> LanguageCollator | PairCollator:
+    """What turns records into the batches that an objective reads; ``max_length`` is of the language model's rows."""
     tokenizer, images = model.processor.tokenizer, model.processor.image_processor
     if batch_type is LanguageBatch:
         config = model.root.llava.config
         return LanguageCollator(
-            tokenizer, images, image_token_id=config.image_token_index, num_image_tokens=model.num_image_tokens
+            tokenizer,
+            images,
+            image_token_id=config.image_token_index,
+            num_image_tokens=model.num_image_tokens,
+            max_length=max_length,
+            template=template,
+            image_aspect=image_aspect,
         )
     if batch_type is PairBatch:
         longest = model.root.alignment.text.config.max_position_embeddings
-        return PairCollator(tokenizer, model.clip_tokenizer, images, max_length=longest)
+        return PairCollator(tokenizer, model.clip_tokenizer, images, max_length=longest, image_aspect=image_aspect)
     raise ValueError(f"objective: it reads {batch_type.__name__}, for which there is no collator")
 
 
@@ -137,11 +150,18 @@ def _level(config: DictConfig, stage: str, level: Level, model: Model, sources: 
         streams = {
             stream: Loader(
                 data,
-                collator(objective.batch_type, model),
+                collator(
+                    objective.batch_type,
+                    model,
+                    template=node.template,
+                    image_aspect=node.image_aspect,
+                    max_length=node.max_length,
+                ),
                 batch_size=rows,
                 micro_batch_size=_micro_batch(objective, node, rows),
                 seed=_stream_seed(config.seed, stage, level, stream),
                 workers=config.trainer.workers,
+                group_by_length=node.group_by_length and level == "outer",
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
                 on_skip=on_skip,

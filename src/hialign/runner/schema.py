@@ -12,6 +12,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
+from hialign.data.collate import IMAGE_ASPECTS, TEMPLATES
 from hialign.models import MODES, PARTS
 from hialign.runner.build import build, check, is_target, target_class
 from hialign.training import PRECISIONS, SCHEDULES
@@ -47,6 +48,10 @@ class StageConfig:
     micro_batch_size: int | None = None
     lr: float = MISSING
     part_lr: dict[str, float] = field(default_factory=dict)  # where a part's rate differs
+    template: str = "plain_eos"  # how text rows are laid out: plain_eos | plain | v1 | chat
+    image_aspect: str = "square"  # square: the processor's own resizing and cropping; pad: onto a square first
+    group_by_length: bool = False  # outer batches of like length, text-only rows by themselves
+    max_length: int = 2048  # tokens of a row
     warmup: float = 0.03  # share of the steps
     schedule: str = "cosine"
     weight_decay: float = 0.0
@@ -147,7 +152,7 @@ def _validate_stage(config: DictConfig, name: str, suite: str) -> None:
             _validate_level(stage[level], f"{path}.{level}", config.allow)
     if stage.steps is None and stage.epochs is None:
         raise ValueError(f"{path}: neither steps nor epochs is given; set {path}.epochs=...")
-    for key in ("steps", "epochs", "batch_size", "inner_batch_size", "micro_batch_size", "lr"):
+    for key in ("steps", "epochs", "batch_size", "inner_batch_size", "micro_batch_size", "max_length", "lr"):
         if stage[key] is not None and not stage[key] > 0:
             raise ValueError(f"{path}.{key}: got {stage[key]}, wanted a number above 0")
     for key in ("weight_decay", "clip"):
@@ -155,6 +160,9 @@ def _validate_stage(config: DictConfig, name: str, suite: str) -> None:
             raise ValueError(f"{path}.{key}: got {stage[key]}, wanted 0 or more")
     if not 0 <= stage.warmup < 1:
         raise ValueError(f"{path}.warmup: got {stage.warmup}, wanted a share of the steps in [0, 1)")
+    for key, choices in (("template", TEMPLATES), ("image_aspect", IMAGE_ASPECTS)):
+        if stage[key] not in choices:
+            raise ValueError(f"{path}.{key}: got {stage[key]!r}, wanted one of {', '.join(choices)}")
     if stage.schedule not in SCHEDULES:
         raise ValueError(f"{path}.schedule: got {stage.schedule!r}, wanted one of {', '.join(SCHEDULES)}")
     for part, mode in stage.train.items():

@@ -39,14 +39,19 @@ def save(run: Path, stage: str, step: int, state: Mapping[str, Any], *, total_st
     final = run / "checkpoints" / stage / f"step-{step:06d}"
     partial = final.with_name(f"partial-{final.name}")
     if distributed.is_main():
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in final.parent.glob("partial-*"):  # by a kill
+            shutil.rmtree(left)
         partial.mkdir(parents=True)
         _write(partial / "state.pt", {**state, "threads": torch.get_num_threads(), "ranks": distributed.world_size()})
-        (partial / "where.json").write_text(json.dumps({"stage": stage, "step": step, "total_step": total_step}) + "\n")
+        with (partial / "where.json").open("w") as out:
+            out.write(json.dumps({"stage": stage, "step": step, "total_step": total_step}) + "\n")
+            out.flush()
+            os.fsync(out.fileno())
     distributed.barrier()
     _write(partial / f"random-{distributed.rank()}.pt", _random_state())
     distributed.barrier()
     if distributed.is_main():
+        _sync(partial)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         _sync(final.parent)

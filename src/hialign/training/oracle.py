@@ -97,6 +97,12 @@ class TrainingOracle:
         bring the same list.
         """
         mine = {name: p for name, p in self.parameters.items() if self.groups[name] in (level, "shared")}
+        strangers = [name for name, p in self.parameters.items() if p.grad is not None and name not in mine]
+        if strangers:
+            raise ValueError(
+                f"{level} level: this batch reaches {', '.join(strangers[:4])}, which the stage's first batch did not, "
+                "so that they are in no group of this level; mix kinds of records within a batch, or freeze the part"
+            )
         moved = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in mine.items()}
         for parameter in mine.values():
             parameter.grad = None
@@ -108,6 +114,11 @@ class TrainingOracle:
 
     def apply(self, direction: Gradients, *, progress: float | None = None) -> None:
         """Clips, then makes one optimiser step at the schedule's learning rate."""
+        if not direction:
+            raise ValueError(
+                "the solver's step moves no parameter: every one that trains is shared, and the solver leaves those; "
+                "train a part that only the outer loss reaches"
+            )
         factor = self.schedule((self.step + 0.5) / self.total_steps if progress is None else progress)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor

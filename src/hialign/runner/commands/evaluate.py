@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from hialign.batch import LanguageBatch, PairBatch
-from hialign.data import Dataset, LanguageCollator, PairCollator, Skipped
+from hialign.data import CaptionedImage, Dataset, LanguageCollator, PairCollator, Skipped
 from hialign.evaluation.report import table
 from hialign.evaluation.subject import Subject
 from hialign.runner import assemble, schema
@@ -77,6 +77,11 @@ def _subject(config: DictConfig, folder: Path) -> Subject:
     if config.root is not None:
         node = {key: _moved(value, str(trained.data.root), config.root) for key, value in node.items()}
     heldout: Dataset[Any] = build(node, "data.heldout", config.allow)
+    if not isinstance(heldout.records[0], CaptionedImage):
+        raise ValueError(
+            f"data.heldout: {heldout.name} holds {type(heldout.records[0]).__name__} records, and the benchmarks "
+            f"{', '.join(map(str, config.benchmark))} read captioned images"
+        )
     language, pairs = assemble.collator(LanguageBatch, model), assemble.collator(PairBatch, model)
     assert isinstance(language, LanguageCollator) and isinstance(pairs, PairCollator)
     on_skip = _SkipNote()

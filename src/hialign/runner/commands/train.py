@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import numpy as np
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -34,6 +35,7 @@ def main() -> None:
     """Composes the config from the command line and trains."""
     schema.register()
     _composed()
+    distributed.stop()  # once: a sweep's runs share the group. Not after an error: other ranks would not come
 
 
 @hydra.main(version_base="1.3", config_path="pkg://hialign.configs", config_name="train")
@@ -41,7 +43,6 @@ def _composed(config: DictConfig) -> None:
     """In a sweep a failed run is reported and the others go on; Hydra raises the first failure at the end."""
     try:
         run(config)
-        distributed.stop()  # not after an error: the other ranks would never reach its barrier
     except Preempted as stop:
         if distributed.is_main():
             print(f"hialign train: {stop}; the same command with resume=auto goes on", file=sys.stderr)
@@ -82,7 +83,8 @@ def run(config: DictConfig) -> Path:
 def _train(
     config: DictConfig, plain: Mapping[str, Any], folder: Path, resume_from: Checkpoint | None, device: torch.device
 ) -> None:
-    torch.manual_seed(config.seed + distributed.rank())  # dropout differs between ranks, weights come from the first
+    # dropout differs between ranks; the weights come from the first
+    torch.manual_seed(int(np.random.SeedSequence([config.seed, distributed.rank()]).generate_state(1)[0]))
     trackers = [build(node, f"tracker.{key}", config.allow) for key, node in config.tracker.items()]
     after = _total_step(resume_from)
     with Logs(folder, trackers, plain, main=distributed.is_main(), after=after) as logs:
@@ -155,6 +157,9 @@ def _save_whole(model: Model, folder: Path) -> None:
 def _leave(folder: Path, state: str, **details: object) -> None:
     if distributed.is_main():
         write_status(folder, state, **details)
+    elif state == "failed":  # the first rank only sees that another one is gone
+        with (folder / "log.txt").open("a") as out:
+            out.write(f"rank {distributed.rank()}: {details['error']}\n")
 
 
 def _total_step(found: Checkpoint | None) -> int:
