@@ -30,7 +30,8 @@ class _Problems:
         """Raise for the first of ``records``, counting the others, or note every one of them."""
         if records and self.on_error == "raise":
             others = f" (and so for {len(records) - 1} other records)" if len(records) > 1 else ""
-            raise BadRecord(self.file, records[0], problem + others, f'{fix}, or leave it out with on_error="skip"')
+            way_out = "leave it out with on_error=skip (in training: data.on_error=skip)"
+            raise BadRecord(self.file, records[0], problem + others, f"{fix}, or {way_out}")
         self.skipped.extend(Skipped(self.file, record, problem) for record in records)
 
 

@@ -203,5 +203,5 @@ def load_image(record: CaptionedImage | Conversation, number: int = 0) -> Image.
             str(source),
             record.id,
             f"the image cannot be read ({type(error).__name__}: {error})",
-            'get the file again, or leave it out with on_error="skip"',
+            "get the file again, or leave it out with on_error=skip (in training: data.on_error=skip)",
         ) from error

@@ -40,6 +40,8 @@ class Retrieval:
                 texts[pair].append(text_part[pair].float().cpu())
             image_of_text += [seen + i for i, _ in rows]
             seen += len(records)
+        if seen < 2:
+            raise ValueError(f"retrieval: {seen} held-out image, wanted at least two to tell apart; hold out more")
         places = torch.tensor(image_of_text)
         scores: dict[str, float] = {"images": float(seen), "captions": float(len(places))}
         for pair in self.pairs:

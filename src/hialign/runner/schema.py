@@ -97,6 +97,7 @@ class EvaluateConfig:
     run: str = MISSING
     benchmark: dict[str, Node] = field(default_factory=dict)
     root: str | None = None  # where the data lie now; null: where they lay when the run began
+    on_error: str | None = None  # raise | skip; null: as the run had it
     batch_size: int = 32
     device: str = "auto"
     precision: str = "fp32"

@@ -132,6 +132,7 @@ class Training:
         }
         total = self.total_before + oracle.step
         saved = checkpoint.save(self.folder, stage.name, oracle.step, state, total_step=total, keep=self.keep)
+        self.logs.say(f"saved {saved}")
         if distributed.is_main():
             write_status(self.folder, "running", stage=stage.name, step=oracle.step, of=stage.optimisation.steps)
         return saved
@@ -168,6 +169,8 @@ class Training:
         for part in parts:
             cells = [f"{sizes[part, column]:,}" if sizes[part, column] else "-" for column in columns]
             self.logs.say(f"  {part:<12}" + "".join(f"{cell:>14}" for cell in cells))
+        frozen = dict.fromkeys(stage.part_of(n) for n, p in self.root.named_parameters() if not p.requires_grad)
+        self.logs.say(f"  frozen: {', '.join(part for part in frozen if part not in parts) or 'nothing'}")
         if "untouched" in columns:
             self.logs.say("  no loss reaches what is untouched: it stays as it is")
 

@@ -76,6 +76,8 @@ def _subject(config: DictConfig, folder: Path) -> Subject:
     node: Any = OmegaConf.to_container(trained.data.heldout)
     if config.root is not None:
         node = {key: _moved(value, str(trained.data.root), config.root) for key, value in node.items()}
+    if config.on_error is not None:
+        node["on_error"] = config.on_error
     heldout: Dataset[Any] = build(node, "data.heldout", config.allow)
     if not isinstance(heldout.records[0], CaptionedImage):
         raise ValueError(

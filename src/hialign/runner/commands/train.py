@@ -12,6 +12,7 @@ from typing import Any
 import hydra
 import numpy as np
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -76,7 +77,7 @@ def run(config: DictConfig) -> Path:
     except BaseException as error:
         _leave(folder, "failed", error=f"{type(error).__name__}: {error}")
         raise
-    _leave(folder, "done")
+    _leave(folder, "done", model=str(folder / "model"))
     return folder
 
 
@@ -96,6 +97,8 @@ def _train(
         if config.trainer.gradient_checkpointing:
             checkpoint_activations(model.root)
         _describe(logs, model, resume_from)
+        if no_recipe := _missing_recipe():
+            logs.say(f"NOTE: there is no configs/recipe/{no_recipe}.yaml: the stages' own lengths and rates hold")
         Training(
             root=model.root,
             stages=[assemble.build_stage(config, str(stage), model, sources, skips) for stage in config.stages],
@@ -135,7 +138,10 @@ def _refuse_other_config(folder: Path, plain: Mapping[str, Any]) -> None:
     old: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     changed = assemble.differences(_binding(old), _binding(plain))
     if changed:
-        raise ValueError(f"resume: {folder} was started with another config: {'; '.join(changed)}; use name=OTHER")
+        more = f" and {len(changed) - 4} more" if len(changed) > 4 else ""
+        raise ValueError(
+            f"resume: {folder} was started with another config: {'; '.join(changed[:4])}{more}; use name=OTHER"
+        )
 
 
 def _write_provenance(file: Path, *, resumed: bool) -> None:
@@ -152,6 +158,14 @@ def _save_whole(model: Model, folder: Path) -> None:
     save(model, partial)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _missing_recipe() -> str | None:
+    """The recipe of this experiment and model, where there is none."""
+    choices = HydraConfig.get().runtime.choices
+    wanted = f"{choices.get('experiment')}_{choices.get('model')}"
+    found = GlobalHydra.instance().config_loader().get_group_options("recipe")
+    return wanted if wanted not in found else None
 
 
 def _leave(folder: Path, state: str, **details: object) -> None:
