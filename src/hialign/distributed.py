@@ -32,10 +32,13 @@ def is_main() -> bool:
 
 
 def start(*, cpu: bool = False, timeout: timedelta = timedelta(minutes=30)) -> torch.device:
-    """Joins the process group that torchrun or SLURM announced in the environment; returns this process's device.
+    """Joins the process group that torchrun announced in the environment; returns this process's device.
 
-    That is its GPU if there is one, unless ``cpu`` asks for the processor.
+    That is its GPU if there is one, unless ``cpu`` asks for the processor. ``ValueError`` for one of several tasks that
+    srun started without torchrun: each would take itself for the only one.
     """
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "WORLD_SIZE" not in os.environ:
+        raise ValueError("srun started several tasks without WORLD_SIZE; start one task a node, which runs torchrun")
     on_gpu = torch.cuda.is_available() and not cpu
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if on_gpu else torch.device("cpu")
     if on_gpu:

@@ -148,7 +148,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_stops_all(two):
     first, second = told(two / "gradient")
     assert first == second
     assert first["kind"] == "NonFinite"
-    assert "gradient of the outer parameters is not finite in step 2" in first["says"]
+    assert "the outer loss's gradient is not finite in step 2; records of its batch: 0" in first["says"]
 
 
 def test_the_command_on_two_ranks_trains_as_on_one(one, two):

@@ -60,6 +60,7 @@ def subject(model: Model, pictures: Path, tmp_path: Path) -> Subject:
     )
     return Subject(
         name="finetune/step-000003",
+        made_by={"precision": "fp32"},
         model=model,
         heldout=flickr8k(str(pictures), holdout=0.0),
         language=language,

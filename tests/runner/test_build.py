@@ -41,6 +41,8 @@ def breaks(error: str) -> None:
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "of_a_user", sys.modules[__name__])
+    for target in (takes, needs, breaks):
+        monkeypatch.setattr(target, "__module__", "of_a_user")
 
 
 def node(name: str, **arguments: Any) -> dict[str, Any]:
@@ -124,3 +126,8 @@ def test_a_node_without_target_is_refused() -> None:
 def test_a_missing_file_of_a_data_set_names_the_stream_and_the_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"^stages\.a\.outer\.data\.b: {re.escape(str(tmp_path))}/captions.txt: "):
         build({"_target_": "hialign.data.flickr8k", "root": str(tmp_path)}, "stages.a.outer.data.b")
+
+
+def test_what_a_package_of_ours_only_imports_is_not_ours_to_build() -> None:
+    with pytest.raises(ValueError, match=r"x\._target_: hialign\.training\.checkpoint\.torch\.load is not of hialign"):
+        build({"_target_": "hialign.training.checkpoint.torch.load", "f": "state.pt"}, "x")

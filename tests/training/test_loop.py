@@ -308,7 +308,9 @@ def test_the_log_tells_what_trains_by_part_and_group(uninterrupted):
     first = lines[: lines.index("stage finetune: 4 steps, solver Joint")]
     assert first[0] == "stage pretrain: 4 steps, solver Joint"
     assert first[1].split() == ["trains", "inner", "shared"]
-    assert [line.split()[0] for line in first[2:]] == ["vision", "projector"]
+    assert [line.split()[0] for line in first[2:4]] == ["vision", "projector"]
+    assert set(first[4].replace(",", "").split()) == {"frozen:", "llm", "text", "heads", "temperature"}
+    assert all(line.startswith("saved ") for line in first[5:])
     assert first[3].split()[1:] == ["-", f"{24 * 32 + 32 + 32 * 32 + 32:,}"]
 
 
@@ -316,6 +318,16 @@ def test_a_loss_that_reaches_nothing_that_trains_is_an_error(tmp_path, make_stag
     stage = make_stage(model, solver=Single(), train=("text",))
     with Logs(tmp_path, [], {}) as logs, pytest.raises(ValueError, match=r"stages\.only\.train: no loss reaches"):
         Training(model.root, [stage], tmp_path, logs, CPU).run()
+
+
+def test_a_later_stage_that_cannot_train_is_an_error_before_the_first_step(tmp_path, make_stage, model):
+    stages = [
+        make_stage(model, name="good", solver=Single()),
+        make_stage(model, name="bad", solver=Single(), train=("text",)),
+    ]
+    with Logs(tmp_path, [], {}) as logs, pytest.raises(ValueError, match=r"stages\.bad\.train: no loss reaches"):
+        Training(model.root, stages, tmp_path, logs, CPU).run()
+    assert not metrics(tmp_path)
 
 
 def test_training_lowers_the_loss(tmp_path, make_stage, model):

@@ -23,7 +23,7 @@ class Captions:
     def __call__(self, subject: Subject) -> dict[str, float]:
         """The scores; prints a few captions beside a reference."""
         loss_sum, tokens = 0.0, 0.0
-        made_by = {"model": subject.name, "max_new_tokens": self.max_new_tokens}
+        made_by = {"model": subject.name, **subject.made_by, "max_new_tokens": self.max_new_tokens}
         asked: list[str] = []
         with AnswerFile(subject.answers / "captions.jsonl", made_by) as file:
             for records, pixel_values in subject.images("captions"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,18 @@ from tqdm import tqdm
 
 from hialign.batch import Batch
 from hialign.data import BadRecord, CaptionedImage, Dataset, LanguageCollator, PairCollator, Skipped
-from hialign.data.collate import pixels
 from hialign.models import Model, evaluating
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and what it is asked about. ``answers`` is where its answers are written, ``name`` tells models apart."""
+    """A model and what it is asked about. ``answers`` is where its answers are written, ``name`` tells models apart.
+
+    ``made_by`` holds what else decides an answer: how the prompt is laid out, the precision, the data.
+    """
 
     name: str
+    made_by: Mapping[str, Any]
     model: Model
     heldout: Dataset[CaptionedImage]
     language: LanguageCollator
@@ -58,7 +61,7 @@ class Subject:
 
     def _load(self, record: CaptionedImage) -> Tensor | None:
         try:
-            return pixels(self.language.image_processor, record)
+            return self.language.pixels(record)[0]
         except BadRecord as error:
             if self.heldout.on_error == "raise":
                 raise

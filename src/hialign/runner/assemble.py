@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from hialign import distributed
 from hialign.batch import Batch, LanguageBatch, PairBatch
 from hialign.data import Dataset, LanguageCollator, Loader, Mixture, PairCollator, Skipped
-from hialign.models import Model, load, part_of, set_trainable
+from hialign.models import Model, load, part_of, save, set_trainable
 from hialign.objectives import Objective
 from hialign.runner.build import build
 from hialign.solvers import Level
@@ -43,10 +44,9 @@ def build_model(config: DictConfig) -> Model:
     if not other:
         model: Model = build(node, "model", config.allow)
         return model
-    try:
-        return load_run(Path(other))
-    except ValueError as error:
-        raise ValueError(f"model.from_{error}") from error
+    if not (Path(other) / "model").is_dir():  # a checkpoint would not do: on a resume it may be another one
+        raise ValueError(f"model.from_run: {other} has no model/; wanted the folder of a run that is done")
+    return load(str(Path(other) / "model"))
 
 
 def load_run(run: Path) -> Model:
@@ -123,7 +123,11 @@ def build_stage(config: DictConfig, name: str, model: Model, sources: Sources, o
     wanted: tuple[Level, ...] = ("outer",) if node.inner is None else ("outer", "inner")
     levels = {level: _level(config, name, level, model, sources, on_skip) for level in wanted}
     own = config.solver if node.solver is None else node.solver
-    solver = SingleLevel() if node.inner is None else build(own, "solver", config.allow)
+    solver = (
+        SingleLevel()
+        if node.inner is None
+        else build(own, "solver" if node.solver is None else f"stages.{name}.solver", config.allow)
+    )
     optimisation = Optimisation(
         steps=_steps(node, levels["outer"]),
         warmup=node.warmup,
@@ -192,6 +196,15 @@ def _steps(node: DictConfig, outer: LevelRun) -> int:
     epochs: float = node.epochs
     batch_size: int = node.batch_size
     return max(1, round(epochs * longest / batch_size))
+
+
+def save_whole(model: Model, folder: Path) -> None:
+    """Saves under another name first, so that a model folder that exists is complete."""
+    partial = folder.with_name(f"partial-{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    save(model, partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
 
 
 def find_checkpoint(run: Path, config: DictConfig) -> Checkpoint | None:

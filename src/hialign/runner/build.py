@@ -55,9 +55,12 @@ def target_class(node: Node | DictConfig, path: str, allow: Sequence[str] = ()) 
             "allow=[package] admits a package of yours"
         )
     try:
-        return hydra.utils.get_object(name)
+        found = hydra.utils.get_object(name)
     except Exception as error:  # Hydra wraps whatever the import raised
         raise ValueError(f"{path}._target_: {name} cannot be imported: {error}") from error
+    if getattr(found, "__module__", "").split(".")[0] not in packages:  # hialign.x.torch.load is torch's, not ours
+        raise ValueError(f"{path}._target_: {name} is not of {', '.join(packages)} but only imported there")
+    return found
 
 
 def _plain(node: Node | DictConfig) -> Any:

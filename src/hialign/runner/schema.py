@@ -212,7 +212,7 @@ def _validate_solver(config: DictConfig) -> None:
     for name in two_level:
         own = config.stages[name].solver
         node, path = (config.solver, "solver") if own is None else (own, f"stages.{name}.solver")
-        if not target_class(node, path, config.allow).two_level:
+        if not build(node, path, config.allow).two_level:
             raise ValueError(
                 f"{path}: {node['_target_']} would ignore the inner level of stages.{name}; choose solver=joint, "
                 "sequential, alternating, ... or an experiment without inner level"

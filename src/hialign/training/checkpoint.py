@@ -72,7 +72,7 @@ def latest(run: Path, stages: Sequence[str]) -> Checkpoint | None:
 
 def load(checkpoint: Checkpoint, device: torch.device) -> dict[str, Any]:
     """The saved state with this rank's ``random`` state; ``ValueError`` where it could not continue identically."""
-    state: dict[str, Any] = _read(checkpoint.folder / "state.pt")
+    state: dict[str, Any] = torch.load(checkpoint.folder / "state.pt", map_location="cpu", weights_only=True)
     for what, have, fix in (
         ("threads", torch.get_num_threads(), "OMP_NUM_THREADS={}"),
         ("ranks", distributed.world_size(), "--nproc-per-node so that there are {} ranks"),
@@ -87,7 +87,8 @@ def load(checkpoint: Checkpoint, device: torch.device) -> dict[str, Any]:
 
 def read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """The parameters alone, by name: those that the run had trained by then."""
-    weights: dict[str, torch.Tensor] = _read(checkpoint.folder / "state.pt")["weights"]
+    state = torch.load(checkpoint.folder / "state.pt", map_location="cpu", weights_only=True)
+    weights: dict[str, torch.Tensor] = state["weights"]
     return weights
 
 

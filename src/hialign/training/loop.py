@@ -45,6 +45,7 @@ class Training:
     save_every: int = 200
     keep: int = 2
     trained: set[str] = field(default_factory=set, init=False)  # parameters that a stage so far has trained
+    groups: dict[str, dict[str, Group]] = field(default_factory=dict, init=False)  # by stage
     total_before: int = field(default=0, init=False)  # steps of the stages behind us
     caught: list[int] = field(default_factory=lambda: [0], init=False)  # the signal that asked us to stop
 
@@ -57,6 +58,7 @@ class Training:
             checkpoint.load_weights(self.root, state["weights"])
             self.trained = set(state["weights"])
         self.total_before = sum(stage.optimisation.steps for stage in self.stages[:first])
+        self.groups = {stage.name: self._find_groups(stage) for stage in self.stages}  # before any step is spent
         with _signals() as self.caught:
             for stage in self.stages[first:]:
                 self._run_stage(stage, state)
@@ -83,7 +85,7 @@ class Training:
         """Freezes, finds the groups, makes the optimiser."""
         rates = stage.rates()
         self.root.train()
-        groups = probe_groups(self.root, stage, self.precision, self.device)
+        groups = self.groups[stage.name]
         self._describe(stage, groups)
         for name, parameter in self.root.named_parameters():
             parameter.requires_grad_(name in groups)  # what no loss reaches is frozen, as the table says
@@ -100,6 +102,17 @@ class Training:
             precision=self.precision,
             device=self.device,
         )
+
+    def _find_groups(self, stage: Stage) -> dict[str, Group]:
+        """What each level of the stage reaches: it depends on what trains, not on the weights."""
+        stage.rates()
+        self.root.train()
+        groups = probe_groups(self.root, stage, self.precision, self.device)
+        if not groups:
+            raise ValueError(
+                f"stages.{stage.name}.train: no loss reaches a parameter that trains; let more parts train"
+            )
+        return groups
 
     def _step(self, stage: Stage, oracle: TrainingOracle) -> None:
         began = time.perf_counter()
@@ -122,14 +135,18 @@ class Training:
                 raise Preempted(stop, f"after step {oracle.step} of stage {stage.name}; saved {saved}")
 
     def _save(self, stage: Stage, oracle: TrainingOracle) -> Path:
-        state = {
-            "weights": {n: p.detach().cpu() for n, p in self.root.named_parameters() if n in self.trained},
-            "groups": oracle.groups,
-            "optimizer": oracle.optimizer.state_dict(),
-            "solver": stage.solver.state_dict(),
-            "streams": {name: stream.state_dict() for name, stream in stage.streams().items()},
-            "step": oracle.step,
-        }
+        state: dict[str, Any] = (
+            {}
+            if not distributed.is_main()
+            else {
+                "weights": {n: p.detach().cpu() for n, p in self.root.named_parameters() if n in self.trained},
+                "groups": oracle.groups,
+                "optimizer": oracle.optimizer.state_dict(),
+                "solver": stage.solver.state_dict(),
+                "streams": {name: stream.state_dict() for name, stream in stage.streams().items()},
+                "step": oracle.step,
+            }
+        )
         total = self.total_before + oracle.step
         saved = checkpoint.save(self.folder, stage.name, oracle.step, state, total_step=total, keep=self.keep)
         self.logs.say(f"saved {saved}")
@@ -154,10 +171,6 @@ class Training:
 
     def _describe(self, stage: Stage, groups: dict[str, Group]) -> None:
         """The table of what trains: parts by group, in parameters."""
-        if not groups:
-            raise ValueError(
-                f"stages.{stage.name}.train: no loss reaches a parameter that trains; let more parts train"
-            )
         sizes: Counter[tuple[str, str]] = Counter()
         for name, parameter in self.root.named_parameters():
             if parameter.requires_grad:

@@ -47,16 +47,25 @@ class TrainingOracle:
         self.schedule, self.clip, self.precision, self.device = schedule, clip, precision, device
         self.parameters = {name: p for name, p in root.named_parameters() if name in groups}
         self.numbers: dict[str, list[float]] = {}
+        self.records: list[str] = []  # of the level's batch at hand, for errors
 
     def grads(self, level: Level) -> Gradients:
         """The level's gradient over its next batch, its streams' means added up."""
         total: Gradients = {}
         loss = 0.0
+        self.records = []
         for stream in self.levels[level].streams.values():
             mean, gradient = self._stream_grads(level, stream)
             total = axpy(1.0, gradient, total) if total else gradient
             loss += mean
-        self.log(**{f"{level}_loss": loss, f"{level}_grad_norm": _norm(total.values())})
+        norm = _norm(total.values())
+        if not math.isfinite(norm):
+            records = [record for rank in distributed.all_objects(self.records) for record in rank]
+            raise NonFinite(
+                f"the {level} loss's gradient is not finite in step {self.step + 1}; records of its batch: "
+                f"{', '.join(records[:64])}"
+            )
+        self.log(**{f"{level}_loss": loss, f"{level}_grad_norm": norm})
         return total
 
     def _stream_grads(self, level: Level, stream: Stream) -> tuple[float, Gradients]:
@@ -66,6 +75,7 @@ class TrainingOracle:
             result = evaluate(self.root, self.levels[level], batch, self.precision, self.device)
             result.loss_sum.backward()
             results.append(result)
+            self.records += batch.records
         mean, weight = self._join(level, batches, results)
         gradient = self._take(level)
         torch._foreach_div_(list(gradient.values()), weight)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -52,14 +54,18 @@ def run(config: DictConfig) -> dict[str, Any]:
         raise ValueError(f"batch_size: got {config.batch_size}, wanted at least 1")
     if config.precision not in PRECISIONS:
         raise ValueError(f"precision: got {config.precision!r}, wanted one of {', '.join(PRECISIONS)}")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("evaluate: started as several processes, wanted one; leave torchrun out")
     folder = Path(config.run)
     benchmarks = {name: build(node, f"benchmark.{name}", config.allow) for name, node in config.benchmark.items()}
     subject = _subject(config, folder)
-    scores = {str(name): benchmark(subject) for name, benchmark in benchmarks.items()}
+    scores = {}
     file = folder / "scores.json"
-    before = json.loads(file.read_text()) if file.is_file() else {}
-    of = {name: {"model": subject.name, **numbers} for name, numbers in scores.items()}
-    write_json(file, {**before, **of})
+    for name, benchmark in benchmarks.items():
+        scores[str(name)] = benchmark(subject)
+        before = json.loads(file.read_text()) if file.is_file() else {}
+        finite = {key: value if math.isfinite(value) else None for key, value in scores[str(name)].items()}
+        write_json(file, {**before, str(name): {"model": subject.name, **finite}})  # at once: the next may fail
     print(table(scores))
     print(f"written to {file}")
     return scores
@@ -84,7 +90,10 @@ def _subject(config: DictConfig, folder: Path) -> Subject:
             f"data.heldout: {heldout.name} holds {type(heldout.records[0]).__name__} records, and the benchmarks "
             f"{', '.join(map(str, config.benchmark))} read captioned images"
         )
-    language, pairs = assemble.collator(LanguageBatch, model), assemble.collator(PairBatch, model)
+    stage = list(trained.stages.values())[-1]  # what the model saw last is what it is asked
+    how = {"template": stage.template, "image_aspect": stage.image_aspect, "max_length": stage.max_length}
+    language = assemble.collator(LanguageBatch, model, **how)
+    pairs = assemble.collator(PairBatch, model, **how)
     assert isinstance(language, LanguageCollator) and isinstance(pairs, PairCollator)
     on_skip = _SkipNote()
     for skipped in heldout.skipped:
@@ -96,6 +105,7 @@ def _subject(config: DictConfig, folder: Path) -> Subject:
         heldout=heldout,
         language=language,
         pairs=pairs,
+        made_by={**how, "precision": config.precision, "data": str(node)},
         answers=folder / "answers",
         batch_size=config.batch_size,
         device=device,

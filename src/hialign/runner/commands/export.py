@@ -5,8 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from hialign.models import save
-from hialign.runner.assemble import load_run
+from hialign.runner.assemble import load_run, save_whole
 
 USAGE = "hialign export run=RUN_FOLDER out=FOLDER"
 
@@ -21,8 +20,8 @@ def main() -> None:
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"out={out}: the folder is not empty; name a new one")
     model = load_run(Path(settings["run"]))
-    out.mkdir(parents=True, exist_ok=True)
-    save(model, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_whole(model, out)
     print(f'wrote {out}; load it with AutoModelForImageTextToText.from_pretrained("{out}")')
 
 

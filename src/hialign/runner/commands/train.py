@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
+import os
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hialign import distributed
 from hialign.data import Skipped
-from hialign.models import Model, checkpoint_activations, save
+from hialign.models import Model, checkpoint_activations
 from hialign.models import count as count_parameters
 from hialign.runner import assemble, names, schema
 from hialign.runner.build import build
@@ -50,8 +51,10 @@ def _composed(config: DictConfig) -> None:
         sys.exit(128 + stop.signum)
     except (ValueError, OSError) as error:
         print(f"hialign train: {error}", file=sys.stderr)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise
+        if os.environ.get("HIALIGN_TRACEBACK", "0") not in ("", "0"):
+            traceback.print_exc()
+        if HydraConfig.get().mode == RunMode.MULTIRUN and not distributed.active():
+            raise  # the sweep goes on; with several ranks it cannot, for the others wait in this run's collectives
         sys.exit(1)
 
 
@@ -110,24 +113,27 @@ def _train(
             keep=config.trainer.keep,
         ).run(resume_from)
         if distributed.is_main():
-            _save_whole(model, folder / "model")
+            assemble.save_whole(model, folder / "model")
         logs.say(f"done: {folder}/model is a standard Llava folder; `hialign evaluate run={folder}` scores it")
 
 
 def _claim(folder: Path, config: DictConfig, plain: Mapping[str, Any]) -> Checkpoint | None:
     """Makes the run folder and writes what the run is, or finds the checkpoint to go on from."""
     found = assemble.find_checkpoint(folder, config)
+    saved = any((folder / "checkpoints").glob("*/step-*"))  # of any stage, also one that this config does not have
     state = _state(folder)
-    if config.resume is None and (found or state not in (None, "failed")):
+    if config.resume is None and (saved or state not in (None, "failed")):
         raise ValueError(
             f"{folder} exists ({state}); resume=auto goes on with it, name=OTHER starts another run beside it"
         )
-    if found:
+    if saved:
         _refuse_other_config(folder, plain)
     distributed.barrier()  # every rank has looked before the first one writes
     if distributed.is_main():
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.create(dict(plain)), folder / "config.yaml")
+        if not saved:
+            OmegaConf.save(OmegaConf.create(dict(plain)), folder / ".config.partial")
+            (folder / ".config.partial").replace(folder / "config.yaml")
         _write_provenance(folder / "provenance.json", resumed=found is not None)
         write_status(folder, "running")
     distributed.barrier()
@@ -151,15 +157,6 @@ def _write_provenance(file: Path, *, resumed: bool) -> None:
     write_json(file, {**first, "resumed": later})
 
 
-def _save_whole(model: Model, folder: Path) -> None:
-    """Saves under another name first, so that a ``model/`` that exists is complete."""
-    partial = folder.with_name(f"partial-{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    save(model, partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-
-
 def _missing_recipe() -> str | None:
     """The recipe of this experiment and model, where there is none."""
     choices = HydraConfig.get().runtime.choices
@@ -171,9 +168,9 @@ def _missing_recipe() -> str | None:
 def _leave(folder: Path, state: str, **details: object) -> None:
     if distributed.is_main():
         write_status(folder, state, **details)
-    elif state == "failed":  # the first rank only sees that another one is gone
+    if state == "failed":  # on every rank: where another one fails, the first only sees that it is gone
         with (folder / "log.txt").open("a") as out:
-            out.write(f"rank {distributed.rank()}: {details['error']}\n")
+            out.write(f"rank {distributed.rank()} failed:\n{traceback.format_exc()}")
 
 
 def _total_step(found: Checkpoint | None) -> int:
