@@ -58,24 +58,6 @@ def test_moving_leaves_the_batch_it_came_from():
     assert {tensor.device.type for tensor in tensors_of(batch)} == {"cpu"}
 
 
-def test_non_blocking_is_passed_on(monkeypatch: pytest.MonkeyPatch):
-    asked = []
-    monkeypatch.setattr(Tensor, "to", lambda self, device, non_blocking: asked.append(non_blocking) or self)
-    pairs().to("cpu", non_blocking=True)
-    assert asked == [True] * 7
-
-
-def test_the_loader_pins_every_tensor(monkeypatch: pytest.MonkeyPatch):
-    from torch.utils.data._utils.pin_memory import pin_memory  # what DataLoader(pin_memory=True) calls on a batch
-
-    monkeypatch.setattr(Tensor, "pin_memory", lambda self: self + 1)
-    batch = pairs()
-    pinned = pin_memory(batch)
-    assert isinstance(pinned, PairBatch)
-    for ours, theirs in zip(tensors_of(pinned), tensors_of(batch), strict=True):
-        assert torch.equal(ours, theirs + 1)
-
-
 def test_a_batch_counts_its_records_and_tokens_their_rows():
     assert len(pairs(rows=3)) == 3
     assert len(tokens(rows=4)) == 4

@@ -42,15 +42,10 @@ class Batch:
 
     records: tuple[str, ...]
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+    def to(self, device: torch.device | str) -> Self:
         """The same batch with every tensor on ``device``."""
-        moved: Self = _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved: Self = _map_tensors(self, lambda tensor: tensor.to(device))
         return moved
-
-    def pin_memory(self) -> Self:
-        """The same batch in page-locked memory; the name is the one that torch's DataLoader calls."""
-        pinned: Self = _map_tensors(self, lambda tensor: tensor.pin_memory())
-        return pinned
 
     def __len__(self) -> int:
         return len(self.records)

@@ -86,7 +86,7 @@ def test_a_bad_flickr8k_line_raises_or_is_listed_while_the_others_stay(flickr, r
     assert caught.value.file == f"{root}/captions.txt"
     assert caught.value.record == record
     assert problem in caught.value.problem
-    assert 'on_error="skip"' in caught.value.fix
+    assert "data.on_error=skip" in caught.value.fix
 
     data = flickr8k(root, holdout=0.0, on_error="skip")
     assert captions(data) == {"1.jpg": ("first",), "2.jpg": ("last",)}

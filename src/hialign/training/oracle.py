@@ -177,7 +177,7 @@ class TrainingOracle:
 def evaluate(root: nn.Module, level: LevelRun, batch: Batch, precision: str, device: torch.device) -> Result:
     """The level's objective on one micro-batch, through the root and under ``precision``."""
     with autocast(precision, device):
-        result: Result = root(level.objective, batch.to(device, non_blocking=True))
+        result: Result = root(level.objective, batch.to(device))
     return result
 
 

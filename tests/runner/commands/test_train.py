@@ -40,7 +40,7 @@ def failed(workshop: Any, run: str, copy: str) -> Path:
 def test_a_finished_run_s_folder_holds_what_the_readme_lists(trained: Any) -> None:
     run = trained.run("first")
     wanted = {"config.yaml", "provenance.json", "status.json", "metrics.jsonl", "log.txt", "checkpoints", "model"}
-    assert {path.name for path in run.iterdir()} - {"answers", "scores.json"} == wanted
+    assert {path.name for path in run.iterdir()} - {"answers", "scores.json", ".lock"} == wanted
     assert state(run) == "done"
     assert "name=first" in json.loads((run / "provenance.json").read_text())["command"]
     assert {path.parent.name for path in run.glob("checkpoints/*/step-000003")} == {"pretrain", "finetune"}
@@ -298,3 +298,27 @@ def test_the_readme_s_commands_work_on_photographs(workshop: Any, shared: Path) 
     heldout = round(0.1 * len(list((photographs / "images").iterdir())))
     assert scores["retrieval"]["images"] == scores["captions"]["images"] == heldout
     assert scores["captions"]["loss"] < 8  # a uniform guess over the vocabulary of 2048 costs 7.6
+
+
+def test_two_processes_do_not_train_one_run(workshop: Any) -> None:
+    import fcntl
+
+    folder = workshop.run("twice")
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        done = workshop.train("name=twice")
+    assert done.code == 1
+    assert "twice: another process is training this run" in done.err
+    assert not (folder / "config.yaml").exists()
+
+
+def test_a_failed_run_whose_stage_has_a_checkpoint_is_not_begun_anew_as_another(trained: Any) -> None:
+    folder = trained.run("lost")
+    (folder / "checkpoints" / "pretrain" / "step-000003").mkdir(parents=True)
+    (folder / "config.yaml").write_text((trained.run("first") / "config.yaml").read_text())
+    (folder / "status.json").write_text('{"state": "failed"}')
+    done = trained.train("name=lost", "resume=auto", "~stages.pretrain")
+    assert done.code == 1
+    assert "was started with another config: stages.pretrain" in done.err
+    assert (folder / "config.yaml").read_text() == (trained.run("first") / "config.yaml").read_text()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -71,17 +73,35 @@ def run(config: DictConfig) -> Path:
         _refuse_other_config(folder, plain)
         print(f"{folder} is done; `hialign evaluate run={folder}` scores it", file=sys.stderr)
         return folder
-    resume_from = _claim(folder, config, plain)
-    try:
-        _train(config, plain, folder, resume_from, device)
-    except (Preempted, KeyboardInterrupt) as stop:
-        _leave(folder, "preempted", where=str(stop) or "interrupted")
-        raise
-    except BaseException as error:
-        _leave(folder, "failed", error=f"{type(error).__name__}: {error}")
-        raise
-    _leave(folder, "done", model=str(folder / "model"))
+    with _alone_in(folder):
+        resume_from = _claim(folder, config, plain)
+        try:
+            _train(config, plain, folder, resume_from, device)
+        except (Preempted, KeyboardInterrupt) as stop:
+            _leave(folder, "preempted", where=str(stop) or "interrupted")
+            raise
+        except BaseException as error:
+            _leave(folder, "failed", error=f"{type(error).__name__}: {error}")
+            raise
+        _leave(folder, "done", model=str(folder / "model"))
     return folder
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Holds the run folder's lock until the process ends: a requeued job may start while the old one still saves."""
+    if not distributed.is_main():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{folder}: another process is training this run; wait for it, or use name=OTHER"
+            ) from error
+        yield
 
 
 def _train(
