@@ -204,7 +204,7 @@ def test_wandb_offline_holds_every_row_and_the_config(tmp_path, monkeypatch):
     assert set(ids) == {(tmp_path / "run" / "wandb_id").read_text()}
 
 
-@pytest.mark.slow  # wandb lost the second run's rows once in about ten times on a loaded machine; metrics.jsonl has them
+@pytest.mark.slow  # once in about ten runs on a loaded machine wandb lost the second run; metrics.jsonl had it
 def test_a_resumed_run_keeps_its_id_in_wandb(tmp_path, monkeypatch):
     ids, rows, _, _ = wandb_run(tmp_path / "run", monkeypatch, (0, (1, 2, 3)), (3, (4, 5)))
     assert [r["_step"] for r in rows] == [1, 2, 3, 4, 5]
