@@ -57,7 +57,7 @@ def load_run(run: Path) -> Model:
         return load(str(run / "model"))
     config = OmegaConf.load(run / "config.yaml")
     assert isinstance(config, DictConfig)
-    last = latest(run, list(config.stages))
+    last = find_checkpoint(run, config)
     if last is None:
         raise ValueError(f"run={run}: it has neither a model/ nor a checkpoint yet")
     model = build_model(config)

@@ -72,7 +72,7 @@ def latest(run: Path, stages: Sequence[str]) -> Checkpoint | None:
 
 def load(checkpoint: Checkpoint, device: torch.device) -> dict[str, Any]:
     """The saved state with this rank's ``random`` state; ``ValueError`` where it could not continue identically."""
-    state: dict[str, Any] = torch.load(checkpoint.folder / "state.pt", map_location="cpu", weights_only=True)
+    state = _read_state(checkpoint)
     for what, have, fix in (
         ("threads", torch.get_num_threads(), "OMP_NUM_THREADS={}"),
         ("ranks", distributed.world_size(), "--nproc-per-node so that there are {} ranks"),
@@ -87,8 +87,7 @@ def load(checkpoint: Checkpoint, device: torch.device) -> dict[str, Any]:
 
 def read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
     """The parameters alone, by name: those that the run had trained by then."""
-    state = torch.load(checkpoint.folder / "state.pt", map_location="cpu", weights_only=True)
-    weights: dict[str, torch.Tensor] = state["weights"]
+    weights: dict[str, torch.Tensor] = _read_state(checkpoint)["weights"]
     return weights
 
 
@@ -125,6 +124,11 @@ def _random_state() -> dict[str, Any]:
 def _finished(folder: Path) -> list[Path]:
     found = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _read_state(checkpoint: Checkpoint) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(checkpoint.folder / "state.pt", map_location="cpu", weights_only=True)
+    return state
 
 
 def _read(file: Path) -> Any:

@@ -82,7 +82,7 @@ class Training:
             self.logs.end_stage()
 
     def _prepare(self, stage: Stage) -> TrainingOracle:
-        """Freezes, finds the groups, makes the optimiser."""
+        """Freezes what does not train, describes what does, makes the optimiser."""
         rates = stage.rates()
         self.root.train()
         groups = self.groups[stage.name]
