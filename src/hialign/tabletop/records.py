@@ -25,7 +25,8 @@ class Made(Sequence[R], Generic[R]):
     """``size`` records, each made by its index when it is asked for and not kept."""
 
     def __init__(self, make: Callable[[int], R], size: int) -> None:
-        self.make, self.size = make, size
+        self.make: Callable[[int], R] = make
+        self.size = size
 
     def __len__(self) -> int:
         return self.size
