@@ -46,8 +46,8 @@ class Phase:
     weight_decay: float = 0.05
 
 
-TOWERS = Phase(steps=2800, batch_size=128, lr=1.5e-3)
-LANGUAGE = Phase(steps=800, batch_size=64, lr=2e-3, warmup=100)
+TOWERS = Phase(steps=2400, batch_size=128, lr=1.5e-3)
+LANGUAGE = Phase(steps=600, batch_size=64, lr=2e-3, warmup=100)
 
 
 @dataclass(frozen=True)
@@ -290,9 +290,7 @@ def pretrain_language(model: Model, phase: Phase, *, seed: int, folder: Path, sa
         phase,
         part,
         list(part.parameters()),
-        lambda step: language_loss(
-            model, text_batch(step * phase.batch_size, phase.batch_size, seed=seed, words=words)
-        ),
+        lambda step: language_loss(model, text_batch(step * size, size, seed=seed, words=words)),
         folder=folder,
         name="language",
         say=say,
