@@ -41,12 +41,13 @@ LANGUAGE: dict[str, Any] = {
 EMBED = 128
 
 
-def base(*, seed: int) -> Model:
+def base(*, seed: int, folder: str | None = None) -> Model:
     """The base model that comes with the package: towers and language model pretrained, apart from each other.
 
     ``seed`` draws what no pretraining has touched, the projector and the heads of the pairs that go through it.
+    ``folder`` names another one that the build script wrote.
     """
-    model = load(str(FOLDER))
+    model = load(str(FOLDER if folder is None else folder))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         fresh = [model.root.llava.model.multi_modal_projector]

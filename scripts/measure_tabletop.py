@@ -1,0 +1,118 @@
+"""Fine-tunes the world's base model as LLaVA is, and counts what it makes up: python scripts/measure_tabletop.py
+
+Each seed is a run of `hialign train experiment=llava`, on captions with the default biases; then greedy captions of
+scenes of `test` and `counterfactual`, and of the same scenes with each other's images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from hialign.data import LanguageCollator
+from hialign.models import Model, generate, load
+from hialign.tabletop import captions
+from hialign.tabletop.chair import Chair, chair
+from hialign.tabletop.render import NOISE
+from hialign.tabletop.world import sample
+
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 %, by the number of seeds
+STAGES = {"pretrain": {"steps": 250, "lr": 2e-3}, "finetune": {"steps": 250, "lr": 1e-3}}
+
+
+def main() -> None:
+    """Trains, writes captions, prints the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of numbers.json")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--number", type=int, default=300, help="scenes of each split")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--noise", type=float, default=NOISE)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("override", nargs="*", help="for hialign train, such as stages.finetune.steps=500")
+    settings = parser.parse_args()
+    torch.set_num_threads(settings.threads)
+    rows = []
+    for seed in settings.seeds:
+        model, seconds = _trained(settings, seed)
+        found = {name: _chair(model, settings, *how) for name, how in _CASES.items()}
+        rows.append({name: numbers.numbers() for name, numbers in found.items()})
+        print(f"seed {seed}: trained in {seconds:.0f} s")
+        for name, numbers in found.items():
+            print("  " + f"{name:24}" + "  ".join(f"{key} {value:.3f}" for key, value in numbers.numbers().items()))
+        settings.out.joinpath("numbers.json").write_text(json.dumps(rows, indent=1) + "\n")
+    _summary(rows)
+
+
+_CASES = {
+    "test": ("test", False),
+    "counterfactual": ("counterfactual", False),
+    "test shuffled": ("test", True),
+    "counterfactual shuffled": ("counterfactual", True),
+}
+
+
+def _trained(settings: argparse.Namespace, seed: int) -> tuple[Model, float]:
+    """The model of a run, which is trained unless it is there, and the seconds that took."""
+    run = settings.out / "llava" / f"seed{seed}"
+    started = time.monotonic()
+    if not (run / "model").is_dir():
+        stages = [f"stages.{name}.{key}={value}" for name, keys in STAGES.items() for key, value in keys.items()]
+        rows = [f"stages.{name}.batch_size={settings.batch_size}" for name in STAGES]
+        command = [
+            *(sys.executable, "-m", "hialign", "train", "experiment=llava", "data=tabletop", "model=tabletop"),
+            *(*stages, *rows, f"seed={seed}", f"name=seed{seed}", f"output={settings.out}"),
+            *(f"data.noise={settings.noise}", *settings.override),
+        ]
+        subprocess.run(command, check=True)
+    return load(str(run / "model")), time.monotonic() - started
+
+
+def _chair(model: Model, settings: argparse.Namespace, split: str, shuffled: bool) -> Chair:
+    """What the model's greedy captions claim; ``shuffled`` gives each scene the image of the next."""
+    records = captions(split, settings.number, noise=settings.noise).records
+    collator = LanguageCollator(
+        model.processor.tokenizer,
+        model.processor.image_processor,
+        image_token_id=model.root.llava.config.image_token_index,
+        num_image_tokens=model.num_image_tokens,
+    )
+    texts: list[str] = []
+    for start in range(0, len(records), 50):
+        batch = records[start : start + 50]
+        pixels = torch.cat([collator.pixels(record) for record in batch])
+        texts += generate(model, pixels, collator.prompt(len(batch)), max_new_tokens=70)
+    texts = texts[1:] + texts[:1] if shuffled else texts
+    scenes = [sample(split, index, seed=0) for index in range(settings.number)]
+    for text, record in list(zip(texts, records, strict=True))[: 0 if shuffled else 3]:
+        print(f"  {text}\n    ({record.captions[0]})")
+    return chair(zip(texts, scenes, strict=True))
+
+
+def _summary(rows: list[dict[str, dict[str, float]]]) -> None:
+    _line("recall on test", [row["test"]["recall"] for row in rows])
+    _line("CHAIR-i on test", [row["test"]["chair_i"] for row in rows])
+    _line("CHAIR-i on counterfactual", [row["counterfactual"]["chair_i"] for row in rows])
+    _line("gap in CHAIR-i", [row["counterfactual"]["chair_i"] - row["test"]["chair_i"] for row in rows])
+    _line("gap in CHAIR-s", [row["counterfactual"]["chair_s"] - row["test"]["chair_s"] for row in rows])
+    _line("recall lost by shuffling", [row["test"]["recall"] - row["test shuffled"]["recall"] for row in rows])
+
+
+def _line(name: str, values: list[float]) -> None:
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        print(f"{name}: {mean:.3f}")
+        return
+    half = T95[len(values)] * statistics.stdev(values) / len(values) ** 0.5
+    print(f"{name}: {mean:.3f} +- {half:.3f} (95 % over {len(values)} seeds: {[round(value, 3) for value in values]})")
+
+
+if __name__ == "__main__":
+    main()
