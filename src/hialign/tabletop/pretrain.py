@@ -46,7 +46,7 @@ class Phase:
     weight_decay: float = 0.05
 
 
-TOWERS = Phase(steps=2400, batch_size=128, lr=1.5e-3)
+TOWERS = Phase(steps=1800, batch_size=128, lr=1.5e-3)
 LANGUAGE = Phase(steps=600, batch_size=64, lr=2e-3, warmup=100)
 
 
@@ -209,18 +209,18 @@ def _train(
     folder: Path,
     name: str,
     say: Callable[[str], None],
-    save_every: int = 250,
+    every: int,
 ) -> None:
     """Trains ``parameters`` on the sum of what ``losses`` gives for each step, going on from its last checkpoint.
 
-    ``folder`` gets ``<name>.pt``, which holds ``module``, and the curve ``<name>.csv``.
+    ``folder`` gets ``<name>.pt``, which holds ``module``, and the curve ``<name>.csv``, both each ``every`` steps.
     """
     optimiser = torch.optim.AdamW(parameters, lr=phase.lr, weight_decay=phase.weight_decay, betas=(0.9, 0.98))
     checkpoint, curve = folder / f"{name}.pt", folder / f"{name}.csv"
     begun = _resume(checkpoint, module, optimiser)
     _cut(curve, begun)
-    since, seconds = time.monotonic(), 0.0
-    shown: dict[str, list[float]] = {}
+    since = time.monotonic()
+    shown: list[dict[str, float]] = []
     for step in range(begun, phase.steps):
         for group in optimiser.param_groups:
             group["lr"] = phase.lr * _schedule(step, phase)
@@ -229,21 +229,23 @@ def _train(
         torch.stack(list(parts.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
-        for key, value in parts.items():
-            shown.setdefault(key, []).append(value.item())
-        if (step + 1) % 50 == 0 or step + 1 == phase.steps:
-            seconds, since = time.monotonic() - since, time.monotonic()
-            means = {key: sum(values) / len(values) for key, values in shown.items()}
-            rate = len(next(iter(shown.values()))) / seconds
-            shown = {}
+        shown.append({key: value.item() for key, value in parts.items()})
+        if (step + 1) % every == 0 or step + 1 == phase.steps:
+            means = {key: sum(row[key] for row in shown) / len(shown) for key in parts}
+            rate = len(shown) / (time.monotonic() - since)
+            since, shown = time.monotonic(), []
             _note(curve, step + 1, means)
+            _save(checkpoint, {"step": step + 1, "module": module.state_dict(), "optimiser": optimiser.state_dict()})
             numbers = ", ".join(f"{key} {value:.3f}" for key, value in means.items())
             left = (phase.steps - step - 1) / rate / 60
             say(f"{name} {step + 1}/{phase.steps}: {numbers}; {rate:.2f} steps/s, {left:.1f} minutes left")
-        if (step + 1) % save_every == 0 or step + 1 == phase.steps:
-            state = {"step": step + 1, "module": module.state_dict(), "optimiser": optimiser.state_dict()}
-            torch.save(state, checkpoint.with_suffix(".partial"))
-            checkpoint.with_suffix(".partial").replace(checkpoint)
+
+
+def _save(checkpoint: Path, state: dict[str, object]) -> None:
+    """Under another name first, so that a checkpoint that is there is whole."""
+    partial = checkpoint.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(checkpoint)
 
 
 def _schedule(step: int, phase: Phase) -> float:
@@ -282,7 +284,9 @@ def _note(curve: Path, step: int, means: dict[str, float]) -> None:
         writer.writerow([step, *(f"{value:.4f}" for value in means.values())])
 
 
-def pretrain_language(model: Model, phase: Phase, *, seed: int, folder: Path, say: Callable[[str], None]) -> None:
+def pretrain_language(
+    model: Model, phase: Phase, *, seed: int, folder: Path, say: Callable[[str], None], every: int = 50
+) -> None:
     """Trains the language model on the biased text."""
     llava, words, size = model.root.llava, model.processor.tokenizer, phase.batch_size
     part = nn.ModuleList([llava.model.language_model, llava.lm_head])
@@ -294,13 +298,18 @@ def pretrain_language(model: Model, phase: Phase, *, seed: int, folder: Path, sa
         folder=folder,
         name="language",
         say=say,
+        every=every,
     )
 
 
-def pretrain_towers(model: Model, phase: Phase, *, seed: int, folder: Path, say: Callable[[str], None]) -> None:
+def pretrain_towers(
+    model: Model, phase: Phase, *, seed: int, folder: Path, say: Callable[[str], None], every: int = 50
+) -> None:
     """Trains both towers, their heads and the temperature on the unbiased scenes."""
-    towers, words = Towers(model), model.processor.tokenizer
-    size = phase.batch_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # for the head that only pretraining has
+        towers = Towers(model)
+    words, size = model.processor.tokenizer, phase.batch_size
     _train(
         phase,
         towers,
@@ -309,4 +318,5 @@ def pretrain_towers(model: Model, phase: Phase, *, seed: int, folder: Path, say:
         folder=folder,
         name="towers",
         say=say,
+        every=every,
     )
