@@ -1,0 +1,83 @@
+"""The base model's folder: weights, training curves and a model card that says how it came to be."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from hialign.models import Model, count, save
+from hialign.tabletop import pretrain
+from hialign.tabletop.render import NOISE
+
+CURVES = ("language.csv", "towers.csv")
+_SAID = {
+    "r1_i2t_even": "R@1, caption of an image, 300 scenes with independent kinds",
+    "r1_t2i_even": "R@1, image of a caption, the same",
+    "r1_i2t_val": "R@1, caption of an image, 300 scenes of `val`",
+    "r1_t2i_val": "R@1, image of a caption, the same",
+    "zero_shot_kind": "zero-shot, which of 12 kinds a lone thing is",
+    "zero_shot_colour": "zero-shot, which of 8 colours it has",
+    "zero_shot_place": "zero-shot, which of 9 places it is in",
+    "probe_kind": "linear probe of the tokens that the language model gets, the kind of each thing",
+    "probe_empty": "the same, that nothing is in an empty place",
+    "loss_val": "language model without images, nats a token of plain captions of `val`",
+    "loss_val_counterfactual": "the same of `val_counterfactual`",
+}
+
+
+def write_base(
+    model: Model, folder: Path, curves: Path, scores: Mapping[str, float], *, seed: int, command: str
+) -> None:
+    """Saves the model, the curves and the scores into ``folder``, in place of what was there, with a card."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    save(model, folder)
+    for name in CURVES:
+        shutil.copy(curves / name, folder / name)
+    facts = {
+        "seed": seed,
+        "command": command,
+        "towers": asdict(pretrain.TOWERS),
+        "language": asdict(pretrain.LANGUAGE),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "scores": {key: round(value, 4) for key, value in scores.items()},
+    }
+    (folder / "made_by.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (folder / "README.md").write_text(_card(model, scores, command))
+
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
+
+
+def _card(model: Model, scores: Mapping[str, float], command: str) -> str:
+    parts = "\n".join(f"| {row.part} | {row.total:,} |" for row in count(model.root))
+    numbers = "\n".join(f"| {_SAID[key]} | {value:.3f} |" for key, value in scores.items())
+    towers, language = pretrain.TOWERS, pretrain.LANGUAGE
+    return f"""# The base model of the embedded world
+
+A Llava of {sum(row.total for row in count(model.root)):,} parameters that has learnt to see and to speak, each by
+itself: what fine-tuning starts from. Its projector is random, `hialign.tabletop.base(seed=...)` draws it anew.
+
+Made by `{command}`; `made_by.json` holds seed, lengths and versions, `*.csv` the training curves.
+
+- Image and text tower: {towers.steps} steps of {towers.batch_size} pictures, contrast of pictures with captions and of
+  places with phrases, on scenes whose kinds are independent of each other. A quarter of the pictures are twins of
+  others that differ in one thing.
+- Language model: {language.steps} steps of {language.batch_size} rows of the world's own biased text: captions,
+  questions and answers, some of them with notes of what lies on the table, which leave things out.
+
+| part | parameters |
+|---|---|
+{parts}
+
+| score, at noise {NOISE} | |
+|---|---|
+{numbers}
+
+It knows the words of one small world and is of no use outside of it.
+"""
