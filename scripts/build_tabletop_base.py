@@ -31,6 +31,7 @@ def main() -> None:
     model = untrained(seed=settings.seed)
     common: dict[str, Any] = {"seed": settings.seed, "folder": settings.work, "say": say}
     pretrain.pretrain_language(model, pretrain.LANGUAGE, **common)
+    pretrain.pretrain_reading(model, pretrain.READING, **common)
     pretrain.pretrain_towers(model, pretrain.TOWERS, **common)
     scores = base_scores(model)
     for name, value in scores.items():

@@ -48,7 +48,7 @@ def test_every_experiment_goes_with_every_model_and_every_suite_that_has_its_rol
 @pytest.mark.parametrize("suite", names("data"))
 def test_every_suite_has_a_root_heldout_data_and_a_word_on_every_role(suite: str) -> None:
     tree = body("data", suite)
-    assert tree["root"] == "???"
+    assert tree["root"] == ("???" if suite != "tabletop" else None)  # the embedded world reads nothing from a disk
     assert "_target_" in tree["heldout"]
     roles = {"pairs", "caption", "instruct", "vqa", "preference", "reference"}
     assert roles <= set(tree), f"roles that it does not have are ???: {roles - set(tree)}"

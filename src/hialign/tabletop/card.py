@@ -14,7 +14,7 @@ from hialign.models import Model, count, save
 from hialign.tabletop import pretrain
 from hialign.tabletop.render import NOISE
 
-CURVES = ("language.csv", "towers.csv")
+CURVES = ("language.csv", "reading.csv", "towers.csv")
 _SAID = {
     "r1_i2t_even": "R@1, caption of an image, 300 scenes with independent kinds",
     "r1_t2i_even": "R@1, image of a caption, the same",
@@ -44,6 +44,7 @@ def write_base(
         "command": command,
         "towers": asdict(pretrain.TOWERS),
         "language": asdict(pretrain.LANGUAGE),
+        "reading": asdict(pretrain.READING),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "scores": {key: round(value, 4) for key, value in scores.items()},
     }
@@ -57,7 +58,7 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
 def _card(model: Model, scores: Mapping[str, float], command: str) -> str:
     parts = "\n".join(f"| {row.part} | {row.total:,} |" for row in count(model.root))
     numbers = "\n".join(f"| {_SAID[key]} | {value:.3f} |" for key, value in scores.items())
-    towers, language = pretrain.TOWERS, pretrain.LANGUAGE
+    towers, language, reading = pretrain.TOWERS, pretrain.LANGUAGE, pretrain.READING
     return f"""# The base model of the embedded world
 
 A Llava of {sum(row.total for row in count(model.root)):,} parameters that has learnt to see and to speak, each by
@@ -69,7 +70,8 @@ Made by `{command}`; `made_by.json` holds seed, lengths and versions, `*.csv` th
   places with phrases, on scenes whose kinds are independent of each other. A quarter of the pictures are twins of
   others that differ in one thing.
 - Language model: {language.steps} steps of {language.batch_size} rows of the world's own biased text: captions,
-  questions and answers, some of them with notes of what lies on the table, which leave things out.
+  questions and answers, some of them with notes of what lies on the table, which leave things out. Then {reading.steps}
+  steps on rows as fine-tuning has them, where each image token is the sum of the words for what is in its place.
 
 | part | parameters |
 |---|---|

@@ -14,25 +14,20 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from hialign.batch import Tokens
-from hialign.data.records import Turn
+from hialign.data.records import IMAGE, Turn
 from hialign.data.templates import chat
 from hialign.data.vqa import SHORT_ANSWER
 from hialign.losses import info_nce, next_token
 from hialign.models import Model
-from hialign.tabletop.language import CHANGES, DESCRIBE, TOPICS, alter, caption, phrase, question
+from hialign.tabletop.language import CHANGES, DESCRIBE, POSITIVE_BIAS, TOPICS, alter, caption, phrase, question
 from hialign.tabletop.model import EMBED, VISION
 from hialign.tabletop.render import render
-from hialign.tabletop.world import COOCCURRENCE, PLACES, SIDE, Scene, sample
+from hialign.tabletop.world import COLOURS, COOCCURRENCE, KINDS, PLACES, SIDE, SIZES, STATES, Scene, sample
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, which the image processor subtracts
 _STD = (0.26862954, 0.26130258, 0.27577711)
 NOTHING = "nothing"
-_TOWER, _NOISE, _EMPTY, _TEXT = (
-    10,
-    11,
-    12,
-    13,
-)  # what a scene's generators are for; records and renderer have the small numbers
+_TOWER, _NOISE, _EMPTY, _TEXT, _READING = range(10, 15)  # what a scene's generators are for; small ones are taken
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,8 @@ class Phase:
     weight_decay: float = 0.05
 
 
-TOWERS = Phase(steps=1800, batch_size=128, lr=1.5e-3)
+TOWERS = Phase(steps=1500, batch_size=128, lr=1.5e-3)
+READING = Phase(steps=500, batch_size=64, lr=1.5e-3, warmup=50)
 LANGUAGE = Phase(steps=600, batch_size=64, lr=2e-3, warmup=100)
 
 
@@ -181,16 +177,23 @@ def text_row(scene: Scene, words: PreTrainedTokenizerBase, *, positive_bias: flo
     if rng.random() < 0.5:
         turns = [Turn(f"{above}{DESCRIBE}", caption(scene, rng, paraphrase=0.5))]
     else:
-        asked = [question(scene, topic, rng, positive_bias=positive_bias) for topic in rng.permutation(list(TOPICS))]
-        first, *others = [q for q in asked if q is not None][:2]
-        turns = [Turn(f"{above}{first.text}\n{SHORT_ANSWER}", first.answer), *(Turn(q.text, q.answer) for q in others)]
+        turns = _asked(scene, rng, above, positive_bias)
     return "".join(segment.text for segment in chat(turns, words))
+
+
+def _asked(scene: Scene, rng: np.random.Generator, above: str, positive_bias: float) -> list[Turn]:
+    """Up to two questions, the first behind the text ``above``."""
+    asked = [question(scene, topic, rng, positive_bias=positive_bias) for topic in rng.permutation(list(TOPICS))]
+    first, *others = [q for q in asked if q is not None][:2]
+    return [Turn(f"{above}{first.text}\n{SHORT_ANSWER}", first.answer), *(Turn(q.text, q.answer) for q in others)]
 
 
 def text_batch(first: int, size: int, *, seed: int, words: PreTrainedTokenizerBase) -> Tokens:
     """Rows of text on the biased training scenes from number ``first`` on."""
     scenes = (sample("train", first + number, seed=seed, cooccurrence=COOCCURRENCE) for number in range(size))
-    return rows([text_row(scene, words, positive_bias=0.7, kept=0.85) for scene in scenes], words, special=False)
+    return rows(
+        [text_row(scene, words, positive_bias=POSITIVE_BIAS, kept=0.85) for scene in scenes], words, special=False
+    )
 
 
 def language_loss(model: Model, batch: Tokens) -> dict[str, Tensor]:
@@ -198,6 +201,80 @@ def language_loss(model: Model, batch: Tokens) -> dict[str, Tensor]:
     llava = model.root.llava
     states = llava.model.language_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)
     return {"text": next_token(llava.lm_head(states.last_hidden_state), batch.labels)}
+
+
+@dataclass(frozen=True)
+class ReadingBatch:
+    """Rows of text with an image's placeholders, and what stands there instead of an image."""
+
+    text: Tokens
+    words: Tensor  # (placeholders of all rows, several), the ids of the words that each stands for
+    weights: Tensor  # the same shape: how much of each word's embedding is in it
+
+
+def reading_batch(first: int, size: int, *, seed: int, words: PreTrainedTokenizerBase) -> ReadingBatch:
+    """Rows as fine-tuning will have them, on the biased training scenes from number ``first`` on.
+
+    Half of them are a caption behind its image, the others turns about one. Each placeholder is a place, in reading
+    order, and holds the sum of the embeddings of the words for what is there: a language model that reads these has
+    what large ones come with, so that a projector has something to aim at.
+    """
+    number_of = {word: _word_id(word, words) for word in (*KINDS, *COLOURS, NOTHING, SIZES[1], STATES[1])}
+    texts, said, weights = [], [], []
+    for number in range(size):
+        scene = sample("train", first + number, seed=seed, cooccurrence=COOCCURRENCE)
+        rng = scene.rng(_READING)
+        texts.append(_reading_row(scene, rng, words).replace(IMAGE, IMAGE * len(PLACES)))
+        for place in _seen(scene, rng):
+            said.append([number_of[word] for word, _ in place])
+            weights.append([weight for _, weight in place])
+    text = rows(texts, words, special=False)
+    labels = text.labels.masked_fill(text.ids == words.image_token_id, -100)
+    return ReadingBatch(replace(text, labels=labels), torch.tensor(said), torch.tensor(weights))
+
+
+def _reading_row(scene: Scene, rng: np.random.Generator, words: PreTrainedTokenizerBase) -> str:
+    kind = rng.random()
+    said = caption(scene, rng, paraphrase=0.5)
+    if kind < 0.5:
+        return f"{words.bos_token}{IMAGE}{said}{words.eos_token}"
+    turns = [Turn(f"{IMAGE}\n{DESCRIBE}", said)] if kind < 0.65 else _asked(scene, rng, f"{IMAGE}\n", POSITIVE_BIAS)
+    return "".join(segment.text for segment in chat(turns, words))
+
+
+def _seen(scene: Scene, rng: np.random.Generator) -> Iterator[list[tuple[str, float]]]:
+    """For each place five words with their weights: colour, kind, another kind, size and state.
+
+    Some things are taken for nothing and some for half of another kind: what is not clear to the eye is made up for by
+    what usually goes with what.
+    """
+    things = {thing.place: thing for thing in scene.things}
+    for place in PLACES:
+        thing = things.get(place)
+        if thing is None or rng.random() < 0.08:
+            yield [(NOTHING, 1.0), *[(NOTHING, 0.0)] * 4]
+            continue
+        sure = 1.0 if rng.random() < 0.6 else float(rng.uniform(0.4, 1.0))
+        other = KINDS[int(rng.integers(len(KINDS)))]
+        size, state = float(thing.size == SIZES[1]), float(thing.state == STATES[1])
+        yield [(thing.colour, 1.0), (thing.kind, sure), (other, 1 - sure), (SIZES[1], size), (STATES[1], state)]
+
+
+def _word_id(word: str, words: PreTrainedTokenizerBase) -> int:
+    """The id of the word as it stands inside a sentence."""
+    (number,) = words(f" {word}", add_special_tokens=False)["input_ids"]
+    return int(number)
+
+
+def reading_loss(model: Model, batch: ReadingBatch) -> dict[str, Tensor]:
+    """The loss of every token but the placeholders."""
+    llava = model.root.llava
+    embed = llava.get_input_embeddings()
+    read = (embed(batch.words) * batch.weights.unsqueeze(-1)).sum(dim=1)
+    here = (batch.text.ids == llava.config.image_token_index).unsqueeze(-1)
+    embeddings = embed(batch.text.ids).masked_scatter(here, read)
+    states = llava.model.language_model(inputs_embeds=embeddings, attention_mask=batch.text.mask, use_cache=False)
+    return {"text": next_token(llava.lm_head(states.last_hidden_state), batch.text.labels)}
 
 
 def _train(
@@ -288,8 +365,8 @@ def pretrain_language(
     model: Model, phase: Phase, *, seed: int, folder: Path, say: Callable[[str], None], every: int = 50
 ) -> None:
     """Trains the language model on the biased text."""
-    llava, words, size = model.root.llava, model.processor.tokenizer, phase.batch_size
-    part = nn.ModuleList([llava.model.language_model, llava.lm_head])
+    words, size = model.processor.tokenizer, phase.batch_size
+    part = _language(model)
     _train(
         phase,
         part,
@@ -300,6 +377,28 @@ def pretrain_language(
         say=say,
         every=every,
     )
+
+
+def pretrain_reading(
+    model: Model, phase: Phase, *, seed: int, folder: Path, say: Callable[[str], None], every: int = 50
+) -> None:
+    """Goes on with the language model, on text that stands behind what an image's tokens might be."""
+    words, size = model.processor.tokenizer, phase.batch_size
+    part = _language(model)
+    _train(
+        phase,
+        part,
+        list(part.parameters()),
+        lambda step: reading_loss(model, reading_batch(step * size, size, seed=seed, words=words)),
+        folder=folder,
+        name="reading",
+        say=say,
+        every=every,
+    )
+
+
+def _language(model: Model) -> nn.Module:
+    return nn.ModuleList([model.root.llava.model.language_model, model.root.llava.lm_head])
 
 
 def pretrain_towers(
