@@ -7,10 +7,21 @@ import csv
 import pytest
 import torch
 
+from hialign.batch import Tokens
 from hialign.tabletop import pretrain
 from hialign.tabletop.language import mentions
 from hialign.tabletop.model import untrained
-from hialign.tabletop.pretrain import NOTHING, Phase, Towers, contrast_batch, notes, rows, text_batch
+from hialign.tabletop.pretrain import (
+    NOTHING,
+    Phase,
+    ReadingBatch,
+    Towers,
+    contrast_batch,
+    notes,
+    reading_batch,
+    rows,
+    text_batch,
+)
 from hialign.tabletop.world import KINDS, PLACES, sample
 
 
@@ -97,13 +108,56 @@ def test_rows_are_padded_on_the_right(model):
     assert made.mask.tolist() == [[1] * 4 + [0] * 4, [1] * 8]
 
 
-@pytest.mark.parametrize("part", ["language", "towers"])
+def test_placeholders_stand_for_the_words_of_what_is_in_each_place(model):
+    """All but the things that are taken for nothing; what is said is not changed by them."""
+    words, size = model.processor.tokenizer, 40
+    batch = reading_batch(0, size, seed=0, words=words)
+    assert (batch.text.ids == words.image_token_id).sum(dim=1).tolist() == [len(PLACES)] * size
+    assert (batch.text.labels[batch.text.ids == words.image_token_id] == -100).all()
+    lost = 0
+    for number in range(size):
+        things = {thing.place: thing for thing in sample("train", number, seed=0).things}
+        for place, ids, weights in zip(
+            PLACES,
+            batch.words.unflatten(0, (size, -1))[number],
+            batch.weights.unflatten(0, (size, -1))[number],
+            strict=True,
+        ):
+            read = [word.strip() for word in words.batch_decode(ids[:, None])]
+            thing = things.get(place)
+            if thing is None or read[0] == NOTHING:
+                lost += thing is not None
+                assert read[0] == NOTHING
+                assert weights.tolist() == [1, 0, 0, 0, 0]
+                continue
+            assert (read[0], read[1]) == (thing.colour, thing.kind)
+            assert weights[1] + weights[2] == pytest.approx(1)
+            assert weights[3:].tolist() == [thing.size == "small", thing.state == "broken"]
+    assert 0 < lost < 30
+
+
+def test_a_placeholder_is_read_as_the_sum_of_its_words(model):
+    """With weight on one word alone, the loss is that of a row which holds this word."""
+    words = model.processor.tokenizer
+    ids = words("<s><image> cup</s>", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    labels = ids.masked_fill(ids == words.image_token_id, -100)
+    text = Tokens(ids=ids, mask=torch.ones_like(ids), labels=labels)
+    (red,) = words(" red", add_special_tokens=False)["input_ids"]
+    said = ReadingBatch(text, torch.tensor([[red, 5]]), torch.tensor([[1.0, 0.0]]))
+    plain = Tokens(ids=ids.masked_fill(ids == words.image_token_id, red), mask=text.mask, labels=labels)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            pretrain.reading_loss(model, said)["text"], pretrain.language_loss(model, plain)["text"]
+        )
+
+
+@pytest.mark.parametrize("part", ["language", "reading", "towers"])
 def test_a_kill_changes_neither_the_weights_nor_the_curve(part, tmp_path, monkeypatch):
     def run(folder, *, steps, killed_at=None):
         folder.mkdir(exist_ok=True)
         model = untrained(seed=0)
-        begin = {"language": pretrain.pretrain_language, "towers": pretrain.pretrain_towers}[part]
-        name = {"language": "text_batch", "towers": "contrast_batch"}[part]
+        begin = getattr(pretrain, f"pretrain_{part}")
+        name = {"language": "text_batch", "reading": "reading_batch", "towers": "contrast_batch"}[part]
         make, calls = getattr(pretrain, name), []
 
         def counted(*args, **kwargs):
