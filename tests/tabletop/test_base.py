@@ -30,7 +30,7 @@ def test_it_comes_with_its_card_and_its_curves():
     assert made_by["command"] in card
     for key in ("seed", "versions", "scores"):
         assert made_by[key] is not None
-    for curve, part in zip(CURVES, ("language", "reading", "towers"), strict=True):
+    for curve, part in zip(CURVES, ("language", "reading", "reading", "towers"), strict=True):
         last = (FOLDER / curve).read_text().splitlines()[-1]
         assert int(last.split(",")[0]) == made_by[part]["steps"]
 

@@ -14,7 +14,7 @@ from hialign.models import Model, count, save
 from hialign.tabletop import pretrain
 from hialign.tabletop.render import NOISE
 
-CURVES = ("language.csv", "reading.csv", "towers.csv")
+CURVES = ("language.csv", "reading1.csv", "reading2.csv", "towers.csv")
 _SAID = {
     "r1_i2t_even": "R@1, caption of an image, 300 scenes with independent kinds",
     "r1_t2i_even": "R@1, image of a caption, the same",
@@ -70,8 +70,9 @@ Made by `{command}`; `made_by.json` holds seed, lengths and versions, `*.csv` th
   places with phrases, on scenes whose kinds are independent of each other. A quarter of the pictures are twins of
   others that differ in one thing.
 - Language model: {language.steps} steps of {language.batch_size} rows of the world's own biased text: captions,
-  questions and answers, some of them with notes of what lies on the table, which leave things out. Then {reading.steps}
-  steps on rows as fine-tuning has them, where each image token is the sum of the words for what is in its place.
+  questions and answers, some of them with notes of what lies on the table, which leave things out. Then twice
+  {reading.steps} steps on rows as fine-tuning has them, where each image token is the sum of the words for what is in
+  its place.
 
 | part | parameters |
 |---|---|

@@ -6,6 +6,7 @@ import csv
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ class Phase:
 
 
 TOWERS = Phase(steps=1500, batch_size=128, lr=1.5e-3)
-READING = Phase(steps=500, batch_size=64, lr=1.5e-3, warmup=50)
+READING = Phase(steps=500, batch_size=64, lr=1.5e-3, warmup=50)  # twice: the rate rises and falls, and once more
 LANGUAGE = Phase(steps=600, batch_size=64, lr=2e-3, warmup=100)
 
 
@@ -380,21 +381,27 @@ def pretrain_language(
 
 
 def pretrain_reading(
-    model: Model, phase: Phase, *, seed: int, folder: Path, say: Callable[[str], None], every: int = 50
+    model: Model, phase: Phase, *, seed: int, folder: Path, say: Callable[[str], None], every: int = 50, rounds: int = 2
 ) -> None:
     """Goes on with the language model, on text that stands behind what an image's tokens might be."""
-    words, size = model.processor.tokenizer, phase.batch_size
     part = _language(model)
-    _train(
-        phase,
-        part,
-        list(part.parameters()),
-        lambda step: reading_loss(model, reading_batch(step * size, size, seed=seed, words=words)),
-        folder=folder,
-        name="reading",
-        say=say,
-        every=every,
-    )
+    for number in range(rounds):
+        begun = number * phase.steps * phase.batch_size
+        _train(
+            phase,
+            part,
+            list(part.parameters()),
+            partial(_reading_step, model, seed, begun, phase.batch_size),
+            folder=folder,
+            name=f"reading{number + 1}",
+            say=say,
+            every=every,
+        )
+
+
+def _reading_step(model: Model, seed: int, begun: int, size: int, step: int) -> dict[str, Tensor]:
+    batch = reading_batch(begun + step * size, size, seed=seed, words=model.processor.tokenizer)
+    return reading_loss(model, batch)
 
 
 def _language(model: Model) -> nn.Module:
