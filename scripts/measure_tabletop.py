@@ -24,7 +24,7 @@ from hialign.tabletop.render import NOISE
 from hialign.tabletop.world import sample
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 %, by the number of seeds
-STAGES = {"pretrain": {"steps": 250, "lr": 2e-3}, "finetune": {"steps": 250, "lr": 1e-3}}
+STAGES = {"pretrain": {"steps": 150, "lr": 2e-3}, "finetune": {"steps": 300, "lr": 1.5e-3}}
 
 
 def main() -> None:
