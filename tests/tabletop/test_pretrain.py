@@ -34,7 +34,7 @@ def test_pixels_are_what_the_image_processor_gives(model):
     from hialign.tabletop.render import image
 
     scene = sample("train", 3, seed=0)
-    wanted = model.processor.image_processor(images=[image(scene)], return_tensors="pt")["pixel_values"][0]
+    wanted = model.processor.image_processor(images=[image(scene, noise=0.5)], return_tensors="pt")["pixel_values"][0]
     torch.testing.assert_close(torch.from_numpy(pretrain.pixels(scene, 0.5)).float(), wanted, atol=1e-5, rtol=0)
 
 

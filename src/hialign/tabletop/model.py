@@ -47,8 +47,8 @@ def base(*, seed: int, folder: str | None = None) -> Model:
     ``seed`` draws what no pretraining has touched, the projector and the heads of the pairs that go through it.
     ``folder`` names another one that the build script wrote.
     """
-    model = load(str(FOLDER if folder is None else folder))
     with torch.random.fork_rng(devices=[]):
+        model = load(str(FOLDER if folder is None else folder))  # draws numbers too, before it fills in what it read
         torch.manual_seed(seed)
         fresh = [model.root.llava.model.multi_modal_projector]
         fresh += [head for name, head in model.root.alignment.heads.items() if not name.startswith("clip")]
