@@ -31,7 +31,7 @@ def main() -> None:
     """Trains, writes captions, prints the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of numbers.json")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], help="with commas between")
     parser.add_argument("--number", type=int, default=300, help="scenes of each split")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--noise", type=float, default=NOISE)
@@ -49,6 +49,10 @@ def main() -> None:
             print("  " + f"{name:24}" + "  ".join(f"{key} {value:.3f}" for key, value in numbers.numbers().items()))
         settings.out.joinpath("numbers.json").write_text(json.dumps(rows, indent=1) + "\n")
     _summary(rows)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 _CASES = {
