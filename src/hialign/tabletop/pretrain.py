@@ -23,11 +23,12 @@ from hialign.models import Model
 from hialign.tabletop.language import CHANGES, DESCRIBE, POSITIVE_BIAS, TOPICS, alter, caption, phrase, question
 from hialign.tabletop.model import EMBED, VISION
 from hialign.tabletop.render import render
-from hialign.tabletop.world import COLOURS, COOCCURRENCE, KINDS, PLACES, SIDE, SIZES, STATES, Scene, sample
+from hialign.tabletop.world import COLOURS, KINDS, PLACES, SIDE, SIZES, STATES, Scene, sample
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, which the image processor subtracts
 _STD = (0.26862954, 0.26130258, 0.27577711)
 NOTHING = "nothing"
+READ_COOCCURRENCE = 0.8  # in the language model's text, milder than in what it is fine-tuned on
 _TOWER, _NOISE, _EMPTY, _TEXT, _READING = range(10, 15)  # what a scene's generators are for; small ones are taken
 
 
@@ -191,7 +192,7 @@ def _asked(scene: Scene, rng: np.random.Generator, above: str, positive_bias: fl
 
 def text_batch(first: int, size: int, *, seed: int, words: PreTrainedTokenizerBase) -> Tokens:
     """Rows of text on the biased training scenes from number ``first`` on."""
-    scenes = (sample("train", first + number, seed=seed, cooccurrence=COOCCURRENCE) for number in range(size))
+    scenes = (sample("train", first + number, seed=seed, cooccurrence=READ_COOCCURRENCE) for number in range(size))
     return rows(
         [text_row(scene, words, positive_bias=POSITIVE_BIAS, kept=0.85) for scene in scenes], words, special=False
     )
@@ -223,7 +224,7 @@ def reading_batch(first: int, size: int, *, seed: int, words: PreTrainedTokenize
     number_of = {word: _word_id(word, words) for word in (*KINDS, *COLOURS, NOTHING, SIZES[1], STATES[1])}
     texts, said, weights = [], [], []
     for number in range(size):
-        scene = sample("train", first + number, seed=seed, cooccurrence=COOCCURRENCE)
+        scene = sample("train", first + number, seed=seed, cooccurrence=READ_COOCCURRENCE)
         rng = scene.rng(_READING)
         texts.append(_reading_row(scene, rng, words).replace(IMAGE, IMAGE * len(PLACES)))
         for place in _seen(scene, rng):

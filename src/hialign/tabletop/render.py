@@ -12,7 +12,7 @@ from hialign.tabletop.world import SIDE, Scene
 
 CELL = 24  # pixels of a place's side
 PIXELS = SIDE * CELL
-NOISE = 0.3
+NOISE = 0.5
 _FINE = 8  # masks are drawn this much larger and scaled down, for soft edges
 _RGB = {
     name: np.asarray(rgb * CELL, dtype=np.float32)  # a cell's row

@@ -27,7 +27,7 @@ SIDE = 3  # the places are a square of SIDE x SIDE cells, in reading order
 
 SPLITS = ("train", "val", "test", "val_counterfactual", "counterfactual")
 APART = ("val_counterfactual", "counterfactual")  # where no kind is met with its partner
-COOCCURRENCE = 0.8
+COOCCURRENCE = 0.95
 _SHARES = tuple(share for *_, share in PAIRS for _ in range(2))
 _TWO_GROUPS, _STRANGER, _TWIN, _SMALL, _BROKEN = 0.6, 0.5, 0.15, 0.3, 0.15
 
