@@ -13,6 +13,7 @@ from hialign.tabletop.language import mentions
 from hialign.tabletop.model import untrained
 from hialign.tabletop.pretrain import (
     NOTHING,
+    READ_COOCCURRENCE,
     Phase,
     ReadingBatch,
     Towers,
@@ -116,7 +117,9 @@ def test_placeholders_stand_for_the_words_of_what_is_in_each_place(model):
     assert (batch.text.labels[batch.text.ids == words.image_token_id] == -100).all()
     lost = 0
     for number in range(size):
-        things = {thing.place: thing for thing in sample("train", number, seed=0).things}
+        things = {
+            thing.place: thing for thing in sample("train", number, seed=0, cooccurrence=READ_COOCCURRENCE).things
+        }
         for place, ids, weights in zip(
             PLACES,
             batch.words.unflatten(0, (size, -1))[number],
