@@ -34,7 +34,7 @@ _TOWER, _NOISE, _EMPTY, _TEXT, _READING = range(10, 15)  # what a scene's genera
 
 @dataclass(frozen=True)
 class Phase:
-    """The length of one half of the pretraining and how fast it learns."""
+    """The length of one part of the pretraining and how fast it learns."""
 
     steps: int
     batch_size: int
