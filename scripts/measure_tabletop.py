@@ -33,6 +33,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of numbers.json")
     parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], help="with commas between")
     parser.add_argument("--number", type=int, default=300, help="scenes of each split")
+    parser.add_argument("--scenes-seed", type=int, default=0, help="of the scenes that are described")
+    parser.add_argument("--val", action="store_true", help="scenes of val and val_counterfactual: to choose by")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--noise", type=float, default=NOISE)
     parser.add_argument("--threads", type=int, default=1)
@@ -83,7 +85,8 @@ def _trained(settings: argparse.Namespace, seed: int) -> tuple[Model, float]:
 
 def _chair(model: Model, settings: argparse.Namespace, split: str, shuffled: bool) -> Chair:
     """What the model's greedy captions claim; ``shuffled`` gives each scene the image of the next."""
-    records = captions(split, settings.number, noise=settings.noise).records
+    split = {"test": "val", "counterfactual": "val_counterfactual"}[split] if settings.val else split
+    records = captions(split, settings.number, seed=settings.scenes_seed, noise=settings.noise).records
     collator = LanguageCollator(
         model.processor.tokenizer,
         model.processor.image_processor,
@@ -96,7 +99,7 @@ def _chair(model: Model, settings: argparse.Namespace, split: str, shuffled: boo
         pixels = torch.cat([collator.pixels(record) for record in batch])
         texts += generate(model, pixels, collator.prompt(len(batch)), max_new_tokens=70)
     texts = texts[1:] + texts[:1] if shuffled else texts
-    scenes = [sample(split, index, seed=0) for index in range(settings.number)]
+    scenes = [sample(split, index, seed=settings.scenes_seed) for index in range(settings.number)]
     for text, record in list(zip(texts, records, strict=True))[: 0 if shuffled else 3]:
         print(f"  {text}\n    ({record.captions[0]})")
     return chair(zip(texts, scenes, strict=True))
@@ -108,6 +111,7 @@ def _summary(rows: list[dict[str, dict[str, float]]]) -> str:
     def gap(key: str) -> list[float]:
         return [row["counterfactual"][key] - row["test"][key] for row in rows]
 
+    shuffling = [row["test"]["recall"] - row["test shuffled"]["recall"] for row in rows]
     stages = ", ".join(f"{name} {keys['steps']} steps at {keys['lr']}" for name, keys in STAGES.items())
     lines = [
         f"`experiment=llava` from the base model: {stages}; greedy captions.",
@@ -117,9 +121,7 @@ def _summary(rows: list[dict[str, dict[str, float]]]) -> str:
         *(_line(f"{key}, {name}", [row[name][key] for row in rows]) for name in _CASES for key in _KEYS),
         _line("gap in CHAIR-i, counterfactual - test", gap("chair_i")),
         _line("gap in CHAIR-s, counterfactual - test", gap("chair_s")),
-        _line(
-            "recall lost by shuffling, test", [row["test"]["recall"] - row["test shuffled"]["recall"] for row in rows]
-        ),
+        _line("recall lost by shuffling, test", shuffling),
     ]
     return "\n".join(lines)
 
