@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ _PREFIXES = {
     "temperature": ("alignment.log_temperature",),
 }
 PARTS = tuple(_PREFIXES)
-MODES = ("frozen", "full")
+MODES = ("frozen", "full", "lora")
 
 
 def part_of(name: str) -> str:
@@ -31,15 +31,26 @@ def part_of(name: str) -> str:
 
 
 def set_trainable(root: Root, modes: Mapping[str, str]) -> None:
-    """Lets the parts with mode ``full`` train and freezes all others."""
+    """Lets the parts with mode ``full`` train, of those with mode ``lora`` the adapters, and freezes all others."""
     if not set(modes) <= set(PARTS) or not set(modes.values()) <= set(MODES):
-        raise ValueError(f"modes: got {dict(modes)}, wanted {' or '.join(MODES)} for parts of {', '.join(PARTS)}")
-    fixed = _fixed_names(root)
+        raise ValueError(f"modes: got {dict(modes)}, wanted one of {', '.join(MODES)} for parts of {', '.join(PARTS)}")
+    fixed = fixed_names(root)
     for name, parameter in root.named_parameters():
-        parameter.requires_grad_(modes.get(part_of(name), "frozen") == "full" and name not in fixed)
+        mode = "lora" if ".lora_" in name else "full"
+        parameter.requires_grad_(modes.get(part_of(name), "frozen") == mode and name not in fixed)
+    for part, mode in modes.items():
+        if mode == "lora" and not any(p.requires_grad for n, p in root.named_parameters() if part_of(n) == part):
+            raise ValueError(f"modes: {part} is to train by lora and has no adapters; call add_lora first")
 
 
-def _fixed_names(root: Root) -> set[str]:
+def keep_in_float32(root: Root, names: Collection[str]) -> None:
+    """Makes the parameters called ``names`` float32: a bfloat16 weight swallows the small steps of an optimiser."""
+    for name, parameter in root.named_parameters():
+        if name in names:
+            parameter.data = parameter.data.float()
+
+
+def fixed_names(root: Root) -> set[str]:
     """Parameters that never train: the identity that makes Llava's two-layer projector a linear one."""
     second = root.llava.model.multi_modal_projector.linear_2
     if root.llava.config.projector_hidden_act != "linear" or not torch.equal(
