@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hialign.models.clip import from_open_clip
+from hialign.models.clip import clip_from_open_clip
 
 TEXTS = ["a dog runs", "two cups of tea on a table"]
 
@@ -37,7 +37,7 @@ def name_and_model(request: pytest.FixtureRequest, tmp_path: Path):
 
 def test_every_layer_of_the_image_tower_is_open_clips(name_and_model):
     name, weights, model = name_and_model
-    towers = from_open_clip(name, weights)
+    towers = clip_from_open_clip(name, weights)
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         ours = towers.vision(pixels, output_hidden_states=True)
@@ -52,7 +52,7 @@ def test_the_text_tower_is_open_clips(name_and_model):
     import open_clip
 
     name, weights, model = name_and_model
-    towers = from_open_clip(name, weights)
+    towers = clip_from_open_clip(name, weights)
     ids = open_clip.get_tokenizer("ViT-B-32")(TEXTS)
     with torch.no_grad():
         embedded = towers.text(input_ids=ids).pooler_output @ towers.text_projection.T
@@ -66,4 +66,4 @@ def test_the_text_tower_is_open_clips(name_and_model):
 )
 def test_what_clips_layout_cannot_hold_is_refused(name: str, pretrained: str | None, message: str):
     with pytest.raises(ValueError, match=message):
-        from_open_clip(name, pretrained)
+        clip_from_open_clip(name, pretrained)

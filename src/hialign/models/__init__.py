@@ -12,6 +12,7 @@ from hialign.models.parts import (
     checkpoint_activations,
     count,
     keep_in_float32,
+    label_of,
     part_of,
     set_trainable,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "from_parts",
     "generate",
     "keep_in_float32",
+    "label_of",
     "load",
     "lora_parts",
     "part_of",

@@ -73,7 +73,7 @@ class Alignment(nn.Module):
     def _require_text(self) -> CLIPTextModel:
         if self.text is None:
             raise ValueError(
-                "pairs: clip is asked for, and this model has no CLIP text tower; give model.clip=..., or use the pairs "
-                "projector and llm alone"
+                "pairs: clip is asked for, and this model has no CLIP text tower; give it a model.clip, or use the "
+                "pairs projector and llm alone"
             )
         return self.text

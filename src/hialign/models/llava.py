@@ -119,7 +119,7 @@ def from_parts(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _fit_vocabulary(language, tokenizer)
-        llava = _joined(clip, language, tokenizer, activation, feature_layer)
+        llava: Any = _joined(clip, language, tokenizer, activation, feature_layer)
     alignment = _alignment(llava.config, clip, embed_dim=0, temperature=0.0, seed=seed)
     root = Root(llava, alignment)
     if projector == "linear":

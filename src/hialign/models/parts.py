@@ -30,17 +30,22 @@ def part_of(name: str) -> str:
     raise AssertionError(f"{name} is in no part")
 
 
+def label_of(name: str) -> str:
+    """What tables and errors call the parameter's place: its part, with adapters told apart from what they sit on."""
+    return f"{part_of(name)} LoRA" if ".lora_" in name else part_of(name)
+
+
 def set_trainable(root: Root, modes: Mapping[str, str]) -> None:
     """Lets the parts with mode ``full`` train, of those with mode ``lora`` the adapters, and freezes all others."""
     if not set(modes) <= set(PARTS) or not set(modes.values()) <= set(MODES):
         raise ValueError(f"modes: got {dict(modes)}, wanted one of {', '.join(MODES)} for parts of {', '.join(PARTS)}")
     fixed = fixed_names(root)
+    for part in (part for part, mode in modes.items() if mode == "lora"):
+        if not any(".lora_" in name and part_of(name) == part for name, _ in root.named_parameters()):
+            raise ValueError(f"modes: {part} is to train by lora and has no adapters; call add_lora first")
     for name, parameter in root.named_parameters():
         mode = "lora" if ".lora_" in name else "full"
         parameter.requires_grad_(modes.get(part_of(name), "frozen") == mode and name not in fixed)
-    for part, mode in modes.items():
-        if mode == "lora" and not any(p.requires_grad for n, p in root.named_parameters() if part_of(n) == part):
-            raise ValueError(f"modes: {part} is to train by lora and has no adapters; call add_lora first")
 
 
 def keep_in_float32(root: Root, names: Collection[str]) -> None:

@@ -108,6 +108,4 @@ def _alignment(tokenizer: PreTrainedTokenizerBase, config: Any, temperature: flo
 
 
 def _image_processor(image_size: int) -> CLIPImageProcessor:
-    return CLIPImageProcessor(
-        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
-    )
+    return CLIPImageProcessor(size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
@@ -25,8 +26,9 @@ def clip_tokenizer() -> CLIPTokenizer:
     merges = _clip_merges()[: _CLIP_VOCABULARY - 2 * len(letters) - 2]
     pieces = [*letters, *(letter + _END for letter in letters), *("".join(merge) for merge in merges)]
     pieces += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    vocabulary: Any = {piece: i for i, piece in enumerate(pieces)}
+    pairs: Any = merges  # its stubs want strings, in which a merge could not be told from a space
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=77)
 
 
 def tiny_tokenizer(vocabulary: int = 2048) -> PreTrainedTokenizerFast:
