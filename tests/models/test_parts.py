@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hialign.models import MODES, PARTS, count, part_of, set_trainable, tiny
+from hialign.models import PARTS, count, part_of, set_trainable, tiny
 
 
 @pytest.fixture
