@@ -107,14 +107,15 @@ def from_parts(
     """A Llava of CLIP's image tower, a fresh projector and the causal language model ``llm``.
 
     ``llm`` is a hub name (``revision`` a commit of it) or a folder. The tokenizer gets an image token, and a padding
-    token if it has none; rows of the embedding matrices that these need are the mean of the others. ``seed`` alone
-    decides the projector, which begins as torch's linear layers do, as LLaVA's does. The projector reads the tower's
-    state ``feature_layer`` without its class token.
+    token if it has none; rows that the embedding matrices lack for these are drawn around the mean of the others.
+    ``seed`` alone decides what is random: these rows, and the projector, which begins as LLaVA's did, as torch's linear
+    layers do. The projector reads the tower's state ``feature_layer`` without its class token.
 
     ``ValueError`` for a language model that does more behind its last state than one matrix, since Llava would not.
     """
     activation = projector_activation(projector)
-    tokenizer = _with_image_token(AutoTokenizer.from_pretrained(llm, revision=revision))
+    # padded on the left for generation; training pads by itself
+    tokenizer = _with_image_token(AutoTokenizer.from_pretrained(llm, revision=revision, padding_side="left"))
     language = _language_model(llm, revision, dtype_of(dtype))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -138,7 +139,6 @@ def _with_image_token(tokenizer: Any) -> PreTrainedTokenizerBase:
         tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
     if tokenizer.eos_token is None:
         raise ValueError(f"llm: the tokenizer of {tokenizer.name_or_path} has no eos token, so no answer would end")
-    tokenizer.padding_side = "left"  # for generation; training pads by itself
     made: PreTrainedTokenizerBase = tokenizer
     return made
 
