@@ -60,7 +60,9 @@ def add_lora(root: Root, parts: Collection[str], settings: Lora, *, seed: int) -
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            inject_adapter_in_model(config, module, adapter_name=_ADAPTER)
+            # on the meta device without numbers too: PEFT would make them first
+            shapes_only = next(module.parameters()).is_meta
+            inject_adapter_in_model(config, module, adapter_name=_ADAPTER, low_cpu_mem_usage=shapes_only)
         for name, parameter in module.named_parameters():
             if ".lora_" in name:
                 parameter.data = parameter.data.float()
