@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hialign.data.captions import Part, _Problems
-from hialign.data.records import IMAGE, CaptionedImage, Dataset, check_on_error
+from hialign.data.files import Problems
+from hialign.data.records import IMAGE, CaptionedImage, Dataset, Part, check_on_error
 from hialign.data.records import split as split_records
 
 
@@ -61,7 +61,7 @@ def hub_captions(
     for argument, column in (("image_column", image_column), ("caption_column", caption_column)):
         if column not in rows.column_names:
             raise ValueError(f"{argument}={column!r}: {path} has the columns {sorted(rows.column_names)}")
-    problems = _Problems(path, on_error)
+    problems = Problems(path, on_error)
     images = _encoded(rows, path, image_column)
     records = []
     for number, value in enumerate(rows[caption_column]):
@@ -98,7 +98,7 @@ def _encoded(rows: Any, path: str, column: str) -> Any:
         raise ValueError(f"image_column={column!r}: {path} holds {kind} there; wanted images") from error
 
 
-def _captions(value: Any, record: str, problems: _Problems) -> tuple[str, ...]:
+def _captions(value: Any, record: str, problems: Problems) -> tuple[str, ...]:
     """The different captions of a cell, which may be none; each bad one goes to ``problems``."""
     captions: dict[str, None] = {}
     values = value if isinstance(value, list) else [value]

@@ -35,6 +35,7 @@ class EncodedImage(Protocol):
 
 
 ImageSource = Path | EncodedImage
+Part = Literal["train", "heldout"]
 IMAGE = "<image>"  # where an image stands in a turn; the model's own image token takes its place when it is tokenised
 
 
@@ -159,7 +160,7 @@ def mix(datasets: list[Dataset[Any]], weights: list[float]) -> Mixture:
     return Mixture(tuple(datasets), tuple(float(weight) for weight in weights))
 
 
-def split(records: Sequence[R], part: Literal["train", "heldout"], *, holdout: float, seed: int) -> list[R]:
+def split(records: Sequence[R], part: Part, *, holdout: float, seed: int) -> list[R]:
     """The records of one part, ordered by id.
 
     A seeded permutation of the records ordered by id chooses round(holdout * n) held-out ones, at least one when
