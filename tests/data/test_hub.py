@@ -115,7 +115,7 @@ def test_a_missing_set_split_or_column_is_named(parquet, tmp_path):
         ({"caption_column": "text"}, r"caption_column='text'"),
         ({"split": "val"}, r"split='val': Unknown split"),
         ({"path": str(tmp_path / "no.parquet")}, r"no.parquet', name=None, split='train': "),
-        ({"path": "nobody/nothing"}, r"path='nobody/nothing'.* wanted a name on the hub, a parquet file"),
+        ({"path": "nobody/nothing"}, r"path='nobody/nothing'.* wanted a name on the hub, a parquet file or several"),
         ({"image_column": "numbers"}, r"image_column='numbers': .* wanted images"),
     ):
         chosen = {"path": file, "split": "train"} | change

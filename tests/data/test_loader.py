@@ -23,6 +23,7 @@ from hialign.data import (
     LanguageCollator,
     Loader,
     Turn,
+    WorkerDied,
     flickr8k,
     mix,
 )
@@ -292,7 +293,7 @@ def test_a_killed_worker_is_an_error_and_not_a_hang():
     start = time.monotonic()
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid"):
+    with pytest.raises(WorkerDied, match=r"stream r: one of its 2 data workers .* SIGKILL.* trainer.workers"):
         take(some, 50)
     assert time.monotonic() - start < 8
     assert wait_for_no_children() == []

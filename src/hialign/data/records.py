@@ -6,7 +6,7 @@ import io
 import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -139,11 +139,42 @@ class Dataset(Generic[R_co]):
         return len(self.records)
 
 
+class Share(Protocol):
+    """One rank's part of a stream of raw rows, which are whatever ``Streamed.record`` reads."""
+
+    def start(self, shuffle: int, state: Mapping[str, Any] | None) -> Iterator[Any]:
+        """The rows of a pass from ``state`` on, or all; ``shuffle``, above 0, decides the order of the files."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place behind the last row that was read, in the pass under way; goes through json."""
+
+
+@dataclass(frozen=True)
+class Streamed(Generic[R_co]):
+    """Named records that are read one behind the other, how many there are unknown.
+
+    ``share(rank, world_size)`` is one rank's part of the stream. Blocks of ``shuffle_buffer`` raw rows are read and
+    each is put into an order of its own. ``record`` makes a row's record, and says what of the row it left out; a
+    BadRecord when nothing is left. ``on_error`` is "raise" or "skip".
+    """
+
+    name: str
+    share: Callable[[int, int], Share]
+    record: Callable[[Any], tuple[R_co, tuple[Skipped, ...]]]
+    shuffle_buffer: int
+    on_error: str = "raise"
+
+    def __post_init__(self) -> None:
+        check_on_error(self.on_error)
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"shuffle_buffer={self.shuffle_buffer}: wanted 1 or more rows")
+
+
 @dataclass(frozen=True)
 class Mixture:
-    """Datasets and the weight with which each row of a batch is drawn from them."""
+    """Datasets, streamed all or none, and the weight with which each row of a batch is drawn from them."""
 
-    datasets: tuple[Dataset[Any], ...]
+    datasets: tuple[Dataset[Any], ...] | tuple[Streamed[Any], ...]
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
@@ -153,11 +184,21 @@ class Mixture:
             )
         if not all(weight > 0 and math.isfinite(weight) for weight in self.weights):
             raise ValueError(f"mix: weights={list(self.weights)}: each must be a finite number above 0")
+        streamed = [dataset.name for dataset in self.datasets if isinstance(dataset, Streamed)]
+        if streamed and len(streamed) < len(self.datasets):
+            others = [dataset.name for dataset in self.datasets if dataset.name not in streamed]
+            raise ValueError(
+                f"mix: {streamed} are streamed and {others} are not; stream all of them, or none (hub_captions reads "
+                "what hub_caption_stream streams)"
+            )
 
 
-def mix(datasets: list[Dataset[Any]], weights: list[float]) -> Mixture:
+AnyData = Dataset[Any] | Streamed[Any] | Mixture
+
+
+def mix(datasets: list[Dataset[Any]] | list[Streamed[Any]], weights: list[float]) -> Mixture:
     """The mixture of ``datasets``, each row drawn from one of them in proportion to ``weights``."""
-    return Mixture(tuple(datasets), tuple(float(weight) for weight in weights))
+    return Mixture(tuple(datasets), tuple(float(weight) for weight in weights))  # type: ignore[arg-type]
 
 
 def split(records: Sequence[R], part: Part, *, holdout: float, seed: int) -> list[R]:
