@@ -21,6 +21,7 @@ from hialign.data.records import (
     mix,
     split,
 )
+from hialign.data.throughput import Throughput, measure
 from hialign.data.vqa import vqa_v2
 from hialign.data.workers import WorkerDied
 
@@ -37,6 +38,7 @@ __all__ = [
     "PairCollator",
     "Skipped",
     "Streamed",
+    "Throughput",
     "Turn",
     "WorkerDied",
     "coco_captions",
@@ -47,6 +49,7 @@ __all__ = [
     "llava_captions",
     "llava_conversations",
     "load_image",
+    "measure",
     "mix",
     "split",
     "vqa_v2",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
@@ -107,11 +107,12 @@ class Loader(Generic[B]):
 
     def peek(self) -> B:
         """The first micro-batch of what ``next`` gives, made here and now; the position stays, workers end."""
-        self.close()
+        if self._iterator is not None:
+            self.close()  # there is one walk through an order at a time
         rows, _ = next(self._order.steps(self._position))
         return self._deliver(self._maker[rows[: self.micro_batch_size]])
 
-    def trial(self) -> Iterator[B]:
+    def trial(self) -> Generator[B, None, None]:
         """The micro-batches that ``next`` would give, made as for it; the position stays, workers end with it."""
         self.close()
         try:

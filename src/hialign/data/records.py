@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 class Record(Protocol):
@@ -241,9 +241,11 @@ def load_image(record: CaptionedImage | Conversation, number: int = 0) -> Image.
             return image.convert("RGB")
     # Pillow's decoders let more than OSError out for broken files; each of these was seen or is documented.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        # Pillow's words hold an address here, which would make every report of one record another one
+        words = "of no known format" if isinstance(error, UnidentifiedImageError) else error
         raise BadRecord(
             str(source),
             record.id,
-            f"the image cannot be read ({type(error).__name__}: {error})",
+            f"the image cannot be read ({type(error).__name__}: {words})",
             "get the file again, or leave it out with on_error=skip (in training: data.on_error=skip)",
         ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hialign import distributed
 from hialign.batch import Batch, LanguageBatch, PairBatch
-from hialign.data import AnyData, LanguageCollator, Loader, Mixture, PairCollator, Skipped, Streamed
+from hialign.data import AnyData, LanguageCollator, Loader, Mixture, PairCollator, Skipped, Streamed, measure
 from hialign.models import Model, load, part_of, save, set_trainable
 from hialign.objectives import Objective
 from hialign.runner.build import build
@@ -204,6 +204,21 @@ def _steps(stage: str, node: DictConfig, outer: LevelRun) -> int:
     epochs: float = node.epochs
     batch_size: int = node.batch_size
     return max(1, round(epochs * longest / batch_size))
+
+
+def say_input(stages: Sequence[Stage], say: Callable[[str], None]) -> None:
+    """One line a stream: how fast its batches are made and what memory that takes; no batch and no draw is used up."""
+    known: dict[tuple[int, type, int], str] = {}
+    for stage in stages:
+        for name, stream in stage.streams().items():
+            if not isinstance(stream, Loader):
+                continue
+            what = (id(stream.data), type(stream.collator), stream.micro_batch_size)
+            if what in known:
+                say(f"input {stage.name}/{name}: as {known[what]}")
+            else:
+                known[what] = f"{stage.name}/{name}"
+                say(f"input {stage.name}/{name}: {measure(stream)}")
 
 
 def save_whole(model: Model, folder: Path) -> None:
