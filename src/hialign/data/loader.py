@@ -17,7 +17,7 @@ from hialign.data.indexed import IndexedOrder
 from hialign.data.order import B_co, Collator, Division, Items, Order
 from hialign.data.records import AnyData, BadRecord, Dataset, Mixture, Skipped, Streamed
 from hialign.data.streamed import StreamedOrder
-from hialign.data.workers import ignore_signals, quiet_start, watched
+from hialign.data.workers import ignore_signals, quiet_start, uninterrupted, watched
 
 B = TypeVar("B", bound=Batch)
 
@@ -165,10 +165,11 @@ class Loader(Generic[B]):
 
     def _take(self) -> B:
         """The next micro-batch of what workers are at; after an error they must be closed."""
-        if self._iterator is None:
-            self._iterator = self._start()
-        with watched(self.processes, self.name):
-            made = next(self._iterator)
+        with uninterrupted():
+            if self._iterator is None:
+                self._iterator = self._start()
+            with watched(self.processes, self.name):
+                made = next(self._iterator)
         return self._deliver(made)
 
     def _start(self) -> Iterator[_Made[B] | BadRecord]:

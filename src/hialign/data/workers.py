@@ -45,6 +45,35 @@ def quiet_start() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
 
 
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Inside, a first Ctrl-C waits for the end, and a second one is obeyed at once.
+
+    An interrupt in the midst of a queue's put can leave its lock shut, and ending the workers would then wait for ever.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is None or not _in_main_thread():
+        yield
+        return
+    held: list[int] = []
+
+    def obey() -> None:
+        signal.signal(signal.SIGINT, before)
+        while held:
+            signal.raise_signal(held.pop())
+
+    def hold(signum: int, _frame: object) -> None:
+        held.append(signum)
+        if len(held) > 1:
+            obey()
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        obey()
+
+
 def ignore_signals(_worker: int) -> None:
     """Leave signals to the main process: schedulers send theirs, and terminals Ctrl-C, to the workers as well.
 

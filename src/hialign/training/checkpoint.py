@@ -82,7 +82,7 @@ def latest(run: Path, stages: Sequence[str]) -> Checkpoint | None:
 
 
 def load(checkpoint: Checkpoint, device: torch.device) -> dict[str, Any]:
-    """The saved state with this rank's own and its ``random`` one; ``ValueError`` where it could not go on identically."""
+    """The saved state with this rank's own and its ``random`` one; ``ValueError`` where it cannot go on identically."""
     state = _read_state(checkpoint)
     for what, have, fix in (
         ("threads", torch.get_num_threads(), "OMP_NUM_THREADS={}"),
