@@ -121,3 +121,72 @@ def test_a_worker_that_is_killed_ends_the_run_with_its_stream_and_what_to_do(wor
     assert status(run)["state"] == "failed"
     assert "stream pretrain/outer/caption: one of its 2 data workers" in status(run)["error"]
     assert multiprocessing.active_children() == []
+
+
+LINES = {  # what is wrong with a line of captions.txt -> the record and the problem that are listed
+    'a.png,"unclosed': ("line ", "not csv"),
+    "00001.png, ": ("00001.png", "the caption is empty"),
+    "gone.png,A cup .": ("gone.png", "its image is not in"),
+    "../out.png,A cup .": ("line ", "is not inside"),
+    "00002.png,An <image> .": ("00002.png", "placeholder '<image>'"),
+}
+
+
+@pytest.fixture(scope="module")
+def spoilt(workshop: Any) -> Path:
+    """The pictures with bad lines among the captions."""
+    folder: Path = workshop.folder / "spoilt"
+    shutil.copytree(workshop.folder / "pictures", folder)
+    with (folder / "captions.txt").open("a") as out:
+        out.write("\n".join(LINES) + "\n")
+    return folder
+
+
+def test_bad_lines_are_skipped_counted_logged_and_listed_where_asked_for(workshop: Any, spoilt: Path) -> None:
+    done = workshop.train(
+        "name=spoilt", "data.root=spoilt", "data.on_error=skip", "~stages.finetune", experiment="llava"
+    )
+    assert done.code == 0, done.err
+    run = workshop.run("spoilt", "llava")
+    rows = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+    assert len(rows) == len(LINES)
+    for record, problem in LINES.values():
+        (row,) = [row for row in rows if problem in row["problem"]]
+        assert row["record"].startswith(record)
+        assert row["file"] == "spoilt/captions.txt"
+    assert "skipped 4 records so far" in (run / "log.txt").read_text()
+
+
+def test_the_first_bad_line_stops_a_run_by_file_line_and_what_to_do(workshop: Any, spoilt: Path) -> None:
+    done = workshop.train("name=stopped", "data.root=spoilt", experiment="llava")
+    assert done.code == 1
+    last = done.err.splitlines()[-1]
+    assert "spoilt/captions.txt: line 122: not csv" in last
+    assert "on_error=skip" in last
+
+
+def test_conversations_with_and_without_images_train_in_batches_of_like_length(workshop: Any) -> None:
+    root = workshop.folder / "talks"
+    names = [file.name for file in sorted((workshop.folder / "pictures" / "images").iterdir())]
+    (root / "LLaVA-Pretrain").mkdir(parents=True)
+    shutil.copytree(workshop.folder / "pictures" / "images", root / "LLaVA-Pretrain" / "images")
+    shutil.copytree(workshop.folder / "pictures" / "images", root / "coco")
+
+    def talk(*values: str) -> list[dict[str, str]]:
+        return [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
+
+    captions = [{"id": n, "image": n, "conversations": talk("<image>\nWhat?", f"A picture {n}")} for n in names]
+    (root / "LLaVA-Pretrain" / "blip_laion_cc_sbu_558k.json").write_text(json.dumps(captions))
+    seen = [{"id": n, "image": f"coco/{n}", "conversations": talk("<image>\nWhat?", "A cup")} for n in names[:20]]
+    text = [{"id": f"t{i}", "conversations": talk("Hi", "Hello " * (i + 1), "And?", "No")} for i in range(12)]
+    bad = [{"id": "two", "image": "coco/x.png", "conversations": talk("<image> <image>", "Two")}]
+    (root / "llava_v1_5_mix665k.json").write_text(json.dumps(seen + text + bad))
+    common = ("data=llava_instruct", f"data.root={root}", "outer=instruct", "stages.finetune.group_by_length=true")
+    settings = (*common, "stages.finetune.template=v1", "data.on_error=skip", "data.holdout=0.1")
+    done = workshop.train("name=talks", *settings, experiment="llava")
+    assert done.code == 0, done.err
+    run = workshop.run("talks", "llava")
+    (row,) = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+    assert row["record"].startswith("two")
+    assert row["problem"] == "2 placeholders <image> and 1 images"
+    assert len(metrics(run)) == 6
