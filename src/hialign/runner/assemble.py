@@ -16,7 +16,19 @@ from omegaconf import DictConfig, OmegaConf
 from hialign import distributed
 from hialign.batch import Batch, LanguageBatch, PairBatch
 from hialign.data import AnyData, LanguageCollator, Loader, Mixture, PairCollator, Skipped, Streamed, measure
-from hialign.models import Model, load, part_of, save, set_trainable
+from hialign.data.templates import as_jinja, end_ids
+from hialign.models import (
+    Lora,
+    Model,
+    add_lora,
+    keep_in_float32,
+    label_of,
+    load,
+    part_of,
+    save,
+    set_trainable,
+    with_aspect,
+)
 from hialign.objectives import Objective
 from hialign.runner.build import build
 from hialign.solvers import Level
@@ -38,31 +50,67 @@ def choose_device(name: str) -> torch.device:
 
 
 def build_model(config: DictConfig) -> Model:
-    """The run's starting model: what ``model`` describes, or another run's where ``model.from_run`` names it."""
+    """The run's starting model: what ``model`` describes, or another run's where ``model.from_run`` names it.
+
+    It has the adapters that its stages train, and what they train is in float32.
+    """
     node: Any = OmegaConf.to_container(config.model, resolve=True)
     other = node.pop("from_run", None)
     if not other:
         model: Model = build(node, "model", config.allow)
-        return model
-    if not (Path(other) / "model").is_dir():  # a checkpoint would not do: on a resume it may be another one
+    elif not (Path(other) / "model").is_dir():  # a checkpoint would not do: on a resume it may be another one
         raise ValueError(f"model.from_run: {other} has no model/; wanted the folder of a run that is done")
-    return load(str(Path(other) / "model"))
+    else:
+        model = load(str(Path(other) / "model"), dtype=node.get("dtype", "fp32"))
+    adapted = trained_parts(config, "lora")
+    if adapted:
+        add_lora(model.root, adapted, Lora(**config.lora), seed=config.seed)
+    for stage in config.stages.values():
+        set_trainable(model.root, dict(stage.train))
+        keep_in_float32(model.root, {name for name, p in model.root.named_parameters() if p.requires_grad})
+    return model
 
 
-def load_run(run: Path) -> Model:
+def trained_parts(config: DictConfig, mode: str) -> set[str]:
+    """The parts that some stage trains by ``mode``."""
+    return {str(part) for stage in config.stages.values() for part, by in stage.train.items() if by == mode}
+
+
+def load_run(run: Path, *, dtype: str = "fp32") -> Model:
     """A run's model: its ``model/`` folder if it finished, else its last checkpoint on what it started from."""
+    config = run_config(run)
+    return load(str(run / "model"), dtype=dtype) if (run / "model").is_dir() else load_checkpoint(run, config)
+
+
+def run_config(run: Path) -> DictConfig:
+    """The config of a run; ``ValueError`` where there is no run."""
     if not (run / "config.yaml").is_file():
         raise ValueError(f"run={run}: no config.yaml there; wanted a run folder, such as runs/<experiment>/<name>")
-    if (run / "model").is_dir():
-        return load(str(run / "model"))
     config = OmegaConf.load(run / "config.yaml")
     assert isinstance(config, DictConfig)
+    return config
+
+
+def load_checkpoint(run: Path, config: DictConfig) -> Model:
+    """The model of the run's last checkpoint, adapters and all."""
     last = find_checkpoint(run, config)
     if last is None:
-        raise ValueError(f"run={run}: it has neither a model/ nor a checkpoint yet")
+        has = "its checkpoints are gone" if (run / "model").is_dir() else "it has neither a model/ nor a checkpoint yet"
+        raise ValueError(f"run={run}: {has}")
     model = build_model(config)
     load_weights(model.root, read_weights(last))
-    return model
+    return as_asked(model, config, last.stage)
+
+
+def as_asked(model: Model, config: DictConfig, stage: str) -> Model:
+    """The model with a processor that asks as ``stage`` trained: what plain transformers say of it is what we do."""
+    node, tokenizer = config.stages[stage], model.processor.tokenizer
+    image_token = model.processor.image_token
+    return model.asked(
+        chat_template=as_jinja(node.template, tokenizer, image_token),
+        end_ids=end_ids(node.template, tokenizer, image_token),
+        image_aspect=node.image_aspect,
+    )
 
 
 def collator(
@@ -74,7 +122,7 @@ def collator(
     max_length: int = 2048,
 ) -> LanguageCollator | PairCollator:
     """What turns records into the batches that an objective reads; ``max_length`` is of the language model's rows."""
-    tokenizer, images = model.processor.tokenizer, model.processor.image_processor
+    tokenizer, images = model.processor.tokenizer, with_aspect(model.processor.image_processor, image_aspect)
     if batch_type is LanguageBatch:
         config = model.root.llava.config
         return LanguageCollator(
@@ -84,11 +132,11 @@ def collator(
             num_image_tokens=model.num_image_tokens,
             max_length=max_length,
             template=template,
-            image_aspect=image_aspect,
         )
     if batch_type is PairBatch:
-        longest = model.root.alignment.text.config.max_position_embeddings
-        return PairCollator(tokenizer, model.clip_tokenizer, images, max_length=longest, image_aspect=image_aspect)
+        text = model.root.alignment.text
+        longest = {} if text is None else {"max_length": text.config.max_position_embeddings}
+        return PairCollator(tokenizer, model.clip_tokenizer, images, **longest)
     raise ValueError(f"objective: it reads {batch_type.__name__}, for which there is no collator")
 
 
@@ -137,7 +185,7 @@ def build_stage(config: DictConfig, name: str, model: Model, sources: Sources, o
         betas=(node.betas[0], node.betas[1]),
         clip=node.clip,
     )
-    return Stage(name, levels, solver, optimisation, partial(_rates, model, node), part_of)
+    return Stage(name, levels, solver, optimisation, partial(_rates, model, node), label_of)
 
 
 def _rates(model: Model, node: DictConfig) -> dict[str, float]:

@@ -136,7 +136,7 @@ def _train(
             keep=config.trainer.keep,
         ).run(resume_from)
         if distributed.is_main():
-            assemble.save_whole(model, folder / "model")
+            assemble.save_whole(assemble.as_asked(model, config, list(config.stages)[-1]), folder / "model")
         logs.say(f"done: {folder}/model is a standard Llava folder; `hialign evaluate run={folder}` scores it")
 
 
