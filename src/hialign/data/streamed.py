@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import count, islice
@@ -101,7 +102,8 @@ class _Reader:
         self.data, self.which, self.division, self.seed = data, which, division, seed
         self.place = _Place(0, 0, 0, None)
         self._share = data.share(division.rank, division.world_size)
-        self._iterator: Iterator[Any] = iter(())
+        self._reading: list[Iterator[Any]] = [iter(())]  # one; in a list that is emptied before the program ends:
+        weakref.finalize(self, self._reading.clear)  # files that are left open complain after their modules are gone
         self._block: list[Any] = []  # empty: nothing is read yet, or reading has failed
         self._order = np.arange(0)
         self._coming: list[Any] = []  # of the next block
@@ -138,7 +140,7 @@ class _Reader:
     def _open(self, epoch: int, block: int, source: dict[str, Any] | None) -> None:
         """Begin to read the pass at a block, and stand before its first row."""
         words = np.random.SeedSequence([self.seed, FILES, self.which, epoch]).generate_state(1)
-        self._iterator = self._share.start(int(words[0]) + 1, source)
+        self._reading[0] = self._share.start(int(words[0]) + 1, source)
         self._coming, self._begin = [], source
         self._turn_over(epoch, block)
 
@@ -159,7 +161,7 @@ class _Reader:
     def _read(self, most: int) -> None:
         """Up to ``most`` rows more of the coming block."""
         try:
-            self._coming.extend(islice(self._iterator, min(most, self.data.shuffle_buffer - len(self._coming))))
+            self._coming.extend(islice(self._reading[0], min(most, self.data.shuffle_buffer - len(self._coming))))
         except BaseException:
             self._block = []  # an iterator that has failed looks like one at its end; the next seek starts anew
             raise
