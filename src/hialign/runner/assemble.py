@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from hialign import distributed
 from hialign.batch import Batch, LanguageBatch, PairBatch
-from hialign.data import Dataset, LanguageCollator, Loader, Mixture, PairCollator, Skipped
+from hialign.data import AnyData, LanguageCollator, Loader, Mixture, PairCollator, Skipped, Streamed, measure
 from hialign.data.templates import as_jinja, end_ids
 from hialign.models import (
     Lora,
@@ -37,7 +37,7 @@ from hialign.training import LevelRun, Optimisation, Stage, latest, load_weights
 from hialign.training.checkpoint import Checkpoint, read_weights
 
 OnSkip = Callable[[Skipped], None]
-Sources = dict[tuple[str, str, str], Dataset[Any] | Mixture]
+Sources = dict[tuple[str, str, str], AnyData]
 
 
 def choose_device(name: str) -> torch.device:
@@ -146,7 +146,7 @@ def read_data(config: DictConfig, on_skip: OnSkip) -> Sources:
     Comes before the model, so that a missing file is found before a large model is loaded.
     """
     sources: Sources = {}
-    read: dict[str, Dataset[Any] | Mixture] = {}
+    read: dict[str, AnyData] = {}
     for stage, level in ((str(stage), level) for stage in config.stages for level in ("outer", "inner")):
         node = config.stages[stage][level]
         for stream in node.data if node is not None else ():
@@ -159,9 +159,10 @@ def read_data(config: DictConfig, on_skip: OnSkip) -> Sources:
     return sources
 
 
-def _report_skipped(data: Dataset[Any] | Mixture, on_skip: OnSkip) -> None:
+def _report_skipped(data: AnyData, on_skip: OnSkip) -> None:
     for dataset in data.datasets if isinstance(data, Mixture) else (data,):
-        for skipped in dataset.skipped if distributed.is_main() else ():
+        known = () if isinstance(dataset, Streamed) else dataset.skipped  # a stream's are met on the way
+        for skipped in known if distributed.is_main() else ():
             on_skip(skipped)
 
 
@@ -177,7 +178,7 @@ def build_stage(config: DictConfig, name: str, model: Model, sources: Sources, o
         else build(own, "solver" if node.solver is None else f"stages.{name}.solver", config.allow)
     )
     optimisation = Optimisation(
-        steps=_steps(node, levels["outer"]),
+        steps=_steps(name, node, levels["outer"]),
         warmup=node.warmup,
         schedule=node.schedule,
         weight_decay=node.weight_decay,
@@ -214,6 +215,7 @@ def _level(config: DictConfig, stage: str, level: Level, model: Model, sources: 
                 seed=_stream_seed(config.seed, stage, level, stream),
                 workers=config.trainer.workers,
                 group_by_length=node.group_by_length and level == "outer",
+                name=f"{stage}/{level}/{stream}",
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
                 on_skip=on_skip,
@@ -237,13 +239,34 @@ def _micro_batch(objective: Objective, node: DictConfig, rows: int) -> int:
     return share if objective.whole_batch else min(node.micro_batch_size or share, share)
 
 
-def _steps(node: DictConfig, outer: LevelRun) -> int:
+def _steps(stage: str, node: DictConfig, outer: LevelRun) -> int:
     if node.steps is not None:
         return int(node.steps)
-    longest: int = max(stream.examples_per_epoch for stream in outer.streams.values() if isinstance(stream, Loader))
+    lengths = {key: stream.examples_per_epoch for key, stream in outer.streams.items() if isinstance(stream, Loader)}
+    if streamed := [key for key, length in lengths.items() if length is None]:
+        raise ValueError(
+            f"stages.{stage}.steps: not given, and outer.data.{streamed[0]} is streamed, so that nobody knows how many "
+            f"rows an epoch has; set stages.{stage}.steps=..."
+        )
+    longest = max(length for length in lengths.values() if length is not None)
     epochs: float = node.epochs
     batch_size: int = node.batch_size
     return max(1, round(epochs * longest / batch_size))
+
+
+def say_input(stages: Sequence[Stage], say: Callable[[str], None]) -> None:
+    """One line a stream: how fast its batches are made and what memory that takes; no batch and no draw is used up."""
+    known: dict[tuple[int, type, int], str] = {}
+    for stage in stages:
+        for name, stream in stage.streams().items():
+            if not isinstance(stream, Loader):
+                continue
+            what = (id(stream.data), type(stream.collator), stream.micro_batch_size)
+            if what in known:
+                say(f"input {stage.name}/{name}: as {known[what]}")
+            else:
+                known[what] = f"{stage.name}/{name}"
+                say(f"input {stage.name}/{name}: {measure(stream)}")
 
 
 def save_whole(model: Model, folder: Path) -> None:

@@ -122,9 +122,12 @@ def _train(
         _describe(logs, model, resume_from)
         if no_recipe := _missing_recipe():
             logs.say(f"NOTE: there is no configs/recipe/{no_recipe}.yaml: the stages' own lengths and rates hold")
+        stages = [assemble.build_stage(config, str(stage), model, sources, skips) for stage in config.stages]
+        if distributed.is_main():
+            assemble.say_input(stages, logs.say)
         Training(
             root=model.root,
-            stages=[assemble.build_stage(config, str(stage), model, sources, skips) for stage in config.stages],
+            stages=stages,
             folder=folder,
             logs=logs,
             device=device,
