@@ -59,6 +59,26 @@ def write_llama(folder: Path) -> Path:
     return folder
 
 
+def write_sentencepiece_llama(folder: Path) -> Path:
+    """Llama with the tokenizer files that Vicuna has: a sentencepiece model and no other, <unk> for padding."""
+    import sentencepiece
+    from transformers import LlamaTokenizer
+
+    text = folder / "text.txt"
+    folder.mkdir()
+    text.write_text("a dog runs over there\ntwo cups of tea on a table\nwhat is it?\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "tokenizer"), vocab_size=290, model_type="bpe", byte_fallback=True
+    )
+    for left in (text, folder / "tokenizer.vocab"):
+        left.unlink()
+    named = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<unk>"}
+    settings = {"tokenizer_class": LlamaTokenizer.__name__, "add_bos_token": True, "legacy": False, **named}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    LlamaForCausalLM(LlamaConfig(vocab_size=290, **_SMALL)).save_pretrained(folder)
+    return folder
+
+
 def write_qwen2(folder: Path) -> Path:
     """Qwen2: no start token, ChatML, tied embeddings with rows to spare, two tokens that end an answer."""
     torch.manual_seed(1)

@@ -57,7 +57,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """Folders of small checkpoints: ``llama``, ``qwen2`` and ``clip``; and ``open_clip``, which makes one."""
+    """Folders of small checkpoints: language models, ``clip``; and ``open_clip``, which makes one."""
     spec = importlib.util.spec_from_file_location("checkpoints", Path(__file__).with_name("checkpoints.py"))
     assert spec is not None
     assert spec.loader is not None
@@ -66,6 +66,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("checkpoints")
     return SimpleNamespace(
         llama=str(write.write_llama(folder / "llama")),
+        sentencepiece_llama=str(write.write_sentencepiece_llama(folder / "sentencepiece_llama")),
         qwen2=str(write.write_qwen2(folder / "qwen2")),
         clip=str(write.write_clip(folder / "clip")),
         open_clip=write.register_open_clip,

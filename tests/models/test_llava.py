@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -174,6 +175,27 @@ def test_the_seed_decides_the_projector_and_leaves_the_global_generator(checkpoi
     assert {"projector", "heads"} <= different <= {"projector", "heads", "llm"}  # the mean of new rows has noise
 
 
+def test_vicunas_tokenizer_files_are_read(checkpoints):
+    """A sentencepiece model alone; <unk> pads, so that one token is added."""
+    made = from_parts(clip=clip_from_hf(checkpoints.clip), llm=checkpoints.sentencepiece_llama, seed=0)
+    tokenizer = made.processor.tokenizer
+    assert (tokenizer.is_fast, tokenizer.pad_token, len(tokenizer)) == (True, "<unk>", 291)
+    ids = inputs(made, "<image> a dog")["input_ids"][0].tolist()
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(made.root.llava.config.image_token_index) == 16
+    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "a dog"
+
+
+def test_captions_and_images_are_read_behind_one_end_token(checkpoints, tmp_path):
+    """Where a config names several that end an answer, as Llama 3.1's does."""
+    shutil.copytree(checkpoints.qwen2, tmp_path / "llm")
+    file = tmp_path / "llm" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": [0, 2]}))
+    made = from_parts(clip=clip_from_hf(checkpoints.clip), llm=str(tmp_path / "llm"), seed=0)
+    assert made.root.llava.config.get_text_config().eos_token_id == made.processor.tokenizer.eos_token_id == 2
+    assert made.native.end_ids == (2, 0)
+
+
 def test_a_linear_projector_is_one_map(checkpoints):
     made = from_parts(clip=clip_from_hf(checkpoints.clip), llm=checkpoints.llama, seed=0, projector="linear")
     projector, states = made.root.llava.model.multi_modal_projector, torch.randn(1, 16, 48)
@@ -237,6 +259,29 @@ def test_a_hub_folder_whose_processor_forgot_the_patches_is_mended(bare, assembl
     processor.save_pretrained(bare)
     made = from_checkpoint(checkpoint=bare, seed=0)
     assert torch.equal(inputs(made, "<image>")["input_ids"], inputs(assembled, "<image>")["input_ids"])
+
+
+def test_a_checkpoint_without_a_padding_token_borrows_one(bare):
+    processor = AutoProcessor.from_pretrained(bare)
+    processor.tokenizer.pad_token = None
+    processor.save_pretrained(bare)
+    tokenizer = from_checkpoint(checkpoint=bare, seed=0).processor.tokenizer
+    assert tokenizer.pad_token == (tokenizer.unk_token or tokenizer.eos_token)
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda clip: from_parts(clip=clip, llm="/nope/x", seed=0), "llm"),
+        (lambda clip: from_checkpoint(checkpoint="/nope/x", clip=clip, seed=0), "checkpoint"),
+        (lambda _: clip_from_hf("/nope/x"), "clip"),
+    ],
+)
+def test_what_is_not_there_is_named_by_its_field(checkpoints, make, field: str):
+    with pytest.raises(
+        ValueError, match=f"^{field}: '/nope/x' cannot be read: .*; wanted a folder or a name on the hub"
+    ):
+        make(clip_from_hf(checkpoints.clip))
 
 
 def language_batch(model: Model) -> LanguageBatch:

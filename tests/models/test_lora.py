@@ -170,7 +170,7 @@ def test_peft_puts_the_adapter_on_the_base_and_gets_the_same_logits(language_bat
         for parameter in made.root.llava.model.multi_modal_projector.parameters():
             parameter.add_(0.05)  # trained in full
     whole = {"projector": "multi_modal_projector"}
-    save_adapter(made.root, tmp_path / "adapter", base=str(tmp_path / "base"), whole=whole)
+    save_adapter(made.root, tmp_path / "adapter", base=str(tmp_path / "base"), revision="main", whole=whole)
     names = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert sum("multi_modal_projector" in name for name in names) == 4
     assert all(".lora_" in name or "multi_modal_projector" in name for name in names)
@@ -187,5 +187,5 @@ def test_peft_puts_the_adapter_on_the_base_and_gets_the_same_logits(language_bat
 
 def test_no_adapter_is_written_where_none_is(tmp_path):
     with pytest.raises(ValueError, match="no part of this run's Llava trains by LoRA; wanted format=merged"):
-        save_adapter(adapted("text").root, tmp_path / "adapter", base="x", whole={})
+        save_adapter(adapted("text").root, tmp_path / "adapter", base="x", revision=None, whole={})
     assert not (tmp_path / "adapter").exists()

@@ -14,12 +14,16 @@ from transformers import AutoProcessor, PreTrainedTokenizerFast
 from hialign.batch import LanguageBatch
 from hialign.data import CaptionedImage, Conversation, Turn
 from hialign.data.templates import TEMPLATES, as_jinja, end_ids
-from hialign.models import Model, clip_from_hf, from_parts, save
+from hialign.models import Model, clip_from_hf, from_checkpoint, from_parts, load, save
 from hialign.runner.assemble import as_asked, collator
 
 TRAINED = [
     (llm, template) for llm in ("llama", "qwen2") for template in TEMPLATES if (llm, template) != ("llama", "chat")
 ]
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 TURNS = (Turn("<image>\nWhat is on\nthe table?", "A cup ."), Turn("And under it ?", "Nothing"))
 
 
@@ -100,6 +104,40 @@ def test_the_two_ways_into_a_processor_agree(models, picture, llm, template):
     assert processor(images=[image], text=[text], return_tensors="pt")["input_ids"].tolist() == [
         written(processor, turns, picture)["input_ids"][0].tolist()
     ]
+
+
+def test_the_next_run_finds_the_models_own_template_and_ends(models, tmp_path):
+    """LLaVA's two stages as two runs: `plain`, saved, then another layout from what was saved."""
+    own, first = models["qwen2"], asked(models["qwen2"], "plain")
+    line_end = own.processor.tokenizer("\n")["input_ids"]
+    assert first.root.llava.generation_config.eos_token_id == [2, 0, *line_end]
+    save(first, tmp_path / "model")
+    for again in (load(str(tmp_path / "model")), from_checkpoint(checkpoint=str(tmp_path / "model"), seed=0)):
+        assert again.processor.tokenizer.chat_template == own.processor.tokenizer.chat_template == CHATML
+        second = asked(again, "chat")
+        assert second.processor.chat_template == asked(own, "chat").processor.chat_template
+        assert second.root.llava.generation_config.eos_token_id == [2, 0]
+
+
+def test_what_a_template_puts_before_an_answer_beyond_its_prompt_is_written_too(models, picture):
+    """As Qwen3's empty block of thoughts."""
+    thinking = CHATML.replace(
+        "{{ m['content'] }}", "{% if m['role'] == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m['content'] }}"
+    )
+    own = models["qwen2"].processor.tokenizer
+    own.chat_template = thinking
+    try:
+        record = Conversation("1", (picture,), TURNS[:1])
+        ids, _, _ = trained_prompt(models["qwen2"], "chat", record)
+        assert "<think>" in own.decode(ids)
+        assert written(asked(models["qwen2"], "chat").processor, TURNS[:1], picture)["input_ids"].tolist() == [ids]
+        own.chat_template = thinking.replace("<|im_start|>assistant\n{% endif %}", "<|im_start|>bot\n{% endif %}")
+        with pytest.raises(ValueError, match=r"asks for an answer with .*bot.* and shows answers behind .*assistant"):
+            asked(models["qwen2"], "chat")
+        own.chat_template = {"default": CHATML, "tool_use": "{{ 1 }}"}
+        assert "tool_use" not in as_jinja("chat", own, "<image>")
+    finally:
+        own.chat_template = CHATML
 
 
 def test_v1_by_hand(models):

@@ -54,7 +54,11 @@ class FastTokenizer(Protocol):
 
     def get_added_vocab(self) -> dict[str, int]: ...
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], *, tokenize: bool) -> Any: ...
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool = False
+    ) -> Any: ...
+
+    def get_chat_template(self) -> str: ...
 
     def decode(self, token_ids: list[int]) -> Any: ...
 
@@ -160,10 +164,31 @@ def as_jinja(template: str, tokenizer: FastTokenizer, image_token: str) -> str:
     between = "''" if template in ("plain", "plain_eos") else "'\\n'"
     said = _SAID.replace("IMAGE", image_token).replace("BETWEEN", between)
     if template == "chat":
-        return said + _CHAT + str(tokenizer.chat_template)
+        return said + _CHAT + tokenizer.get_chat_template() + _unprompted(tokenizer)
     bos = "{{ bos_token }}" if tokenizer.bos_token_id is not None and not adds_bos(tokenizer) else ""
     body = _V1.replace("SYSTEM", repr(V1_SYSTEM)) if template == "v1" else _PLAIN
     return said + bos + body
+
+
+def _unprompted(tokenizer: FastTokenizer) -> str:
+    """What a chat template shows before an answer beyond its own prompt, as jinja to be added to it.
+
+    Some write an empty block of thoughts there, which a row of training then holds too. A ValueError where the prompt
+    is no beginning of what an answer follows on.
+    """
+    before, between, _ = _between(2, tokenizer)
+    question = _marks(1)
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question[0]}], tokenize=False, add_generation_prompt=True
+    )
+    prompt = str(rendered).removeprefix(before + question[0])
+    if not between.startswith(prompt):
+        raise ValueError(
+            f"the chat template asks for an answer with {prompt!r} and shows answers behind {between!r}; use the "
+            "template v1"
+        )
+    rest = between.removeprefix(prompt)
+    return f"{{%- if add_generation_prompt -%}}{{{{ {rest!r} }}}}{{%- endif -%}}" if rest else ""
 
 
 def end_ids(template: str, tokenizer: FastTokenizer, image_token: str) -> list[int]:
@@ -194,9 +219,14 @@ def _render(contents: Sequence[str], tokenizer: FastTokenizer) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False))
 
 
+def _marks(count: int) -> list[str]:
+    """Stand-ins for contents, from Unicode's private use area, so in no template."""
+    return [f"\ue000{number}\ue001" for number in range(count)]
+
+
 def _between(count: int, tokenizer: FastTokenizer) -> list[str]:
     """What the chat template writes before, between and after ``count`` contents."""
-    marks = [f"\ue000{number}\ue001" for number in range(count)]  # from Unicode's private use area, so in no template
+    marks = _marks(count)
     text = _render(marks, tokenizer)
     if re.findall("\ue000[0-9]+\ue001", text) != marks:
         raise ValueError("the chat template does not show every turn's text once and in order; use the template v1")

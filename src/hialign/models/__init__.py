@@ -4,7 +4,7 @@ from hialign.models.clip import ClipTowers, clip_from_hf, clip_from_open_clip
 from hialign.models.generate import evaluating, generate
 from hialign.models.llava import from_checkpoint, from_parts
 from hialign.models.lora import LORA_PARTS, Lora, add_lora, lora_parts, save_adapter
-from hialign.models.model import DTYPES, Model, load, save
+from hialign.models.model import Model, Native, load, save, save_beside
 from hialign.models.parts import (
     MODES,
     PARTS,
@@ -16,6 +16,7 @@ from hialign.models.parts import (
     part_of,
     set_trainable,
 )
+from hialign.models.pretrained import DTYPES, dtype_of
 from hialign.models.processor import IMAGE_ASPECTS, with_aspect
 from hialign.models.root import Root
 from hialign.models.tiny import tiny
@@ -29,6 +30,7 @@ __all__ = [
     "ClipTowers",
     "Lora",
     "Model",
+    "Native",
     "PartCount",
     "Root",
     "add_lora",
@@ -36,6 +38,7 @@ __all__ = [
     "clip_from_hf",
     "clip_from_open_clip",
     "count",
+    "dtype_of",
     "evaluating",
     "from_checkpoint",
     "from_parts",
@@ -47,6 +50,7 @@ __all__ = [
     "part_of",
     "save",
     "save_adapter",
+    "save_beside",
     "set_trainable",
     "tiny",
     "with_aspect",

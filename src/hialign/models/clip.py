@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hialign.models.pretrained import pretrained, pretrained_weights
 from hialign.models.tokenizer import clip_tokenizer
 
 M = TypeVar("M", bound=nn.Module)
@@ -43,28 +44,19 @@ def clip_from_hf(name: str, revision: str | None = None) -> ClipTowers:
 
     ``ValueError`` for a model that is no CLIP, and for weights that do not fill it.
     """
-    kind = AutoConfig.from_pretrained(name, revision=revision).model_type
+    kind = pretrained(AutoConfig, "clip", name, revision=revision).model_type
     if kind != "clip":
         raise ValueError(f"clip: {name} is a {kind!r} model, wanted a CLIP such as openai/clip-vit-large-patch14-336")
-    loading: Any = CLIPModel.from_pretrained  # its stubs do not know that it returns two
-    model, report = loading(name, revision=revision, dtype=torch.float32, output_loading_info=True)
-    refuse_unfilled(f"clip: {name}", report)
+    model = pretrained_weights(CLIPModel, "clip", name, revision=revision, dtype=torch.float32)
     return ClipTowers(
         vision=model.vision_model,
         text=model.text_model,
         image_projection=model.visual_projection.weight.detach(),
         text_projection=model.text_projection.weight.detach(),
         temperature=float(1 / model.logit_scale.detach().exp()),
-        image_processor=AutoImageProcessor.from_pretrained(name, revision=revision),
-        tokenizer=AutoTokenizer.from_pretrained(name, revision=revision),
+        image_processor=pretrained(AutoImageProcessor, "clip", name, revision=revision),
+        tokenizer=pretrained(AutoTokenizer, "clip", name, revision=revision),
     )
-
-
-def refuse_unfilled(what: str, report: dict[str, Any]) -> None:
-    """``ValueError`` if weights lacked something: transformers fills it with random numbers and goes on."""
-    wrong = {kind: sorted(map(str, names)) for kind, names in report.items() if names}
-    if wrong:
-        raise ValueError(f"{what}: the weights there are not this model's: {wrong}; save it anew, or get it again")
 
 
 def clip_from_open_clip(name: str, pretrained: str | None) -> ClipTowers:

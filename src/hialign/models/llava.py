@@ -21,10 +21,11 @@ from transformers import (
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from hialign.models.clip import ClipTowers, refuse_unfilled
+from hialign.models.clip import ClipTowers
 from hialign.models.heads import Alignment
-from hialign.models.model import BESIDE, Model, dtype_of, load_alignment, load_llava
+from hialign.models.model import BESIDE, Model, Native, load_llava, with_beside
 from hialign.models.parts import make_projector_linear
+from hialign.models.pretrained import dtype_of, pretrained, pretrained_weights
 from hialign.models.processor import llava_processor
 from hialign.models.root import Root
 
@@ -65,33 +66,58 @@ def from_checkpoint(
 
     ``dtype`` ("fp32" or "bf16") is that of the Llava's weights; a run keeps what it trains in float32.
     """
+    processor = _llava_processor_of(checkpoint, revision)
     llava = load_llava(checkpoint, dtype=dtype, revision=revision)
-    processor = _own_processor(AutoProcessor.from_pretrained(checkpoint, revision=revision), llava, checkpoint)
+    processor = _fitted(processor, llava, checkpoint)
     beside = Path(checkpoint) / BESIDE
     if beside.is_dir():
         if clip is not None:
             raise ValueError(f"clip: {checkpoint} has alignment modules of its own in {BESIDE}/; leave clip out")
-        alignment, clip_tokenizer = load_alignment(beside)
-        return Model(Root(llava, alignment), processor, clip_tokenizer)
+        return with_beside(llava, processor, beside)
+    native = _native(processor.tokenizer, llava.generation_config)
     alignment = _alignment(llava.config, clip, embed_dim=embed_dim, temperature=temperature, seed=seed)
-    return Model(Root(llava, alignment), processor, None if clip is None else clip.tokenizer)
+    return Model(Root(llava, alignment), processor, None if clip is None else clip.tokenizer, native)
 
 
-def _own_processor(processor: Any, llava: Any, checkpoint: str) -> LlavaProcessor:
-    """The checkpoint's processor; the numbers of placeholders are the tower's, which some hub folders lack."""
+def _llava_processor_of(checkpoint: str, revision: str | None) -> Any:
+    """The checkpoint's processor, before its weights are read; a tokenizer without a padding token gets one."""
+    processor: Any = pretrained(AutoProcessor, "checkpoint", checkpoint, revision=revision)
     if not isinstance(processor, LlavaProcessor):
         raise ValueError(f"checkpoint: {checkpoint} has a {type(processor).__name__}, wanted a LlavaProcessor")
     tokenizer: Any = processor.tokenizer
+    if tokenizer.pad_token is None:  # never looked at, so a token that there is does as well as a new one
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return processor
+
+
+def _fitted(processor: Any, llava: Any, checkpoint: str) -> LlavaProcessor:
+    """The processor with as many placeholders as the tower has features, which some hub folders do not say."""
+    tokenizer = processor.tokenizer
     if llava.config.image_token_index != tokenizer.convert_tokens_to_ids(processor.image_token):
         raise ValueError(
             f"checkpoint: {checkpoint} takes token {llava.config.image_token_index} for an image and its tokenizer "
             f"writes {tokenizer.convert_tokens_to_ids(processor.image_token)}; get the whole checkpoint again"
         )
-    class_token = hasattr(llava.model.vision_tower.embeddings, "class_embedding")
-    template: str = getattr(processor, "chat_template", None) or PLAIN_CHAT_TEMPLATE
+    _end_as(llava.config.get_text_config(), tokenizer)
     return llava_processor(
-        processor.image_processor, tokenizer, llava.config, class_token=class_token, chat_template=template
+        processor.image_processor,
+        tokenizer,
+        llava.config,
+        class_token=hasattr(llava.model.vision_tower.embeddings, "class_embedding"),
+        chat_template=getattr(processor, "chat_template", None) or PLAIN_CHAT_TEMPLATE,
     )
+
+
+def _end_as(text_config: Any, tokenizer: Any) -> None:
+    """Makes the config name the tokenizer's one end token, which closes captions, where some name several."""
+    text_config.eos_token_id = tokenizer.eos_token_id
+
+
+def _native(tokenizer: Any, generation_config: Any) -> Native:
+    template = tokenizer.get_chat_template() if tokenizer.chat_template else None
+    ends = tokenizer.eos_token_id if generation_config is None else generation_config.eos_token_id
+    listed = [tokenizer.eos_token_id] if ends is None else ends if isinstance(ends, list) else [ends]
+    return Native(template, tuple(listed))
 
 
 def from_parts(
@@ -115,21 +141,21 @@ def from_parts(
     """
     activation = projector_activation(projector)
     # padded on the left for generation; training pads by itself
-    tokenizer = _with_image_token(AutoTokenizer.from_pretrained(llm, revision=revision, padding_side="left"))
+    tokenizer = _with_image_token(pretrained(AutoTokenizer, "llm", llm, revision=revision, padding_side="left"))
     language = _language_model(llm, revision, dtype_of(dtype))
+    native = _native(tokenizer, language.generation_config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _fit_vocabulary(language, tokenizer)
-        llava: Any = _joined(clip, language, tokenizer, activation, feature_layer)
-    alignment = _alignment(llava.config, clip, embed_dim=0, temperature=0.0, seed=seed)
-    root = Root(llava, alignment)
+        llava = _joined(clip, language, tokenizer, activation, feature_layer)
+    root = Root(llava, _alignment(llava.config, clip, embed_dim=0, temperature=0.0, seed=seed))
     if projector == "linear":
         make_projector_linear(root)
     llava.to(dtype_of(dtype))
     processor = llava_processor(
         clip.image_processor, tokenizer, llava.config, class_token=True, chat_template=PLAIN_CHAT_TEMPLATE
     )
-    return Model(root, processor, clip.tokenizer)
+    return Model(root, processor, clip.tokenizer, native)
 
 
 def _with_image_token(tokenizer: Any) -> PreTrainedTokenizerBase:
@@ -144,9 +170,7 @@ def _with_image_token(tokenizer: Any) -> PreTrainedTokenizerBase:
 
 
 def _language_model(name: str, revision: str | None, dtype: torch.dtype) -> Any:
-    loading: Any = AutoModelForCausalLM.from_pretrained
-    language, report = loading(name, revision=revision, dtype=dtype, output_loading_info=True)
-    refuse_unfilled(f"llm: {name}", report)
+    language = pretrained_weights(AutoModelForCausalLM, "llm", name, revision=revision, dtype=dtype)
     with torch.no_grad():
         out = language(torch.tensor([[0, 1]]), output_hidden_states=True)
         plain = language.get_output_embeddings()(out.hidden_states[-1])
@@ -161,12 +185,11 @@ def _fit_vocabulary(language: Any, tokenizer: Any) -> None:
         language.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=_ROWS, mean_resizing=True)
 
 
-def _joined(
-    clip: ClipTowers, language: Any, tokenizer: Any, activation: str, feature_layer: int
-) -> LlavaForConditionalGeneration:
+def _joined(clip: ClipTowers, language: Any, tokenizer: Any, activation: str, feature_layer: int) -> Any:
     """The Llava with the given tower and language model for its own, not copied, and a fresh projector."""
     text_config = language.config
     text_config.pad_token_id = tokenizer.pad_token_id
+    _end_as(text_config, tokenizer)
     config = LlavaConfig(
         vision_config=clip.vision.config,
         text_config=text_config,
@@ -189,8 +212,7 @@ def _joined(
     llava.lm_head = language.get_output_embeddings()
     llava.tie_weights()
     llava.generation_config = _generation_config(language.generation_config, tokenizer)
-    made: LlavaForConditionalGeneration = llava
-    return made
+    return llava
 
 
 def _generation_config(of_language: Any, tokenizer: Any) -> GenerationConfig:

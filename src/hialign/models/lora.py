@@ -88,13 +88,17 @@ def lora_parts(root: Root) -> set[str]:
 
 
 def merged_state(module: nn.Module) -> dict[str, Tensor]:
-    """The state of ``module`` with its adapters worked into plain weights; the module itself stays as it is."""
+    """The state of ``module`` with its adapters worked into plain weights; the module itself stays as it is.
+
+    What is new lies on the CPU: a second copy of seven billion weights would not fit beside the first on a GPU.
+    """
     state = base_state(module)
     for name, layer in module.named_modules():
         if isinstance(layer, LoraLayer):
             weight = state[f"{name}.weight"]
             adapted: Any = layer  # its stubs take the method for a tensor
-            state[f"{name}.weight"] = (weight.float() + adapted.get_delta_weight(_ADAPTER).float()).to(weight.dtype)
+            merged = weight.float() + adapted.get_delta_weight(_ADAPTER).float()
+            state[f"{name}.weight"] = merged.to("cpu", weight.dtype)
     return state
 
 
@@ -107,8 +111,8 @@ def base_state(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def save_adapter(root: Root, folder: Path, *, base: str, whole: Mapping[str, str]) -> None:
-    """Writes the Llava's adapters as PEFT reads them, to be put on the model ``base``.
+def save_adapter(root: Root, folder: Path, *, base: str, revision: str | None, whole: Mapping[str, str]) -> None:
+    """Writes the Llava's adapters as PEFT reads them, to be put on the model ``base`` at the hub's ``revision``.
 
     ``whole`` maps parts that the file holds entire, since they trained in full, to their modules' names in the Llava.
     """
@@ -122,7 +126,7 @@ def save_adapter(root: Root, folder: Path, *, base: str, whole: Mapping[str, str
         if name.startswith("llava.") and (".lora_" in name or part_of(name) in whole)
     }
     config = copy(llava.peft_config[_ADAPTER])
-    config.base_model_name_or_path, config.inference_mode = base, True
+    config.base_model_name_or_path, config.revision, config.inference_mode = base, revision, True
     config.modules_to_save = sorted(whole.values()) or None
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(str(folder))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoProcessor,
@@ -18,9 +17,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from hialign.models.clip import refuse_unfilled
 from hialign.models.heads import Alignment
 from hialign.models.lora import base_state, merged_state
+from hialign.models.pretrained import dtype_of, pretrained, pretrained_weights
 from hialign.models.processor import llava_processor, with_aspect
 from hialign.models.root import Root
 
@@ -28,23 +27,25 @@ WEIGHTS = "model.safetensors"
 BESIDE = "alignment"  # the folder beside the Llava's files that holds what plain transformers does not know
 
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+@dataclass(frozen=True)
+class Native:
+    """What a language model brought along, whatever layout a run asks it in: kept, so that a later run finds it."""
 
-
-def dtype_of(name: str) -> torch.dtype:
-    """The dtype called ``name`` in configs."""
-    if name not in DTYPES:
-        raise ValueError(f"dtype: got {name!r}, wanted one of {', '.join(DTYPES)}")
-    return DTYPES[name]
+    chat_template: str | None
+    end_ids: tuple[int, ...]  # with which its answers end
 
 
 @dataclass(frozen=True)
 class Model:
-    """The root module, the Llava's processor, and the CLIP text tower's tokenizer where there is such a tower."""
+    """The root module, the Llava's processor, and the CLIP text tower's tokenizer where there is such a tower.
+
+    The processor's chat template is how the model is asked; its tokenizer's is the language model's own.
+    """
 
     root: Root
     processor: LlavaProcessor
     clip_tokenizer: PreTrainedTokenizerBase | None
+    native: Native
 
     @property
     def num_image_tokens(self) -> int:
@@ -55,7 +56,10 @@ class Model:
         return int(patches + self.processor.num_additional_image_tokens - default)
 
     def asked(self, *, chat_template: str, end_ids: Collection[int], image_aspect: str) -> Model:
-        """The same model with a processor that asks by ``chat_template``, and that stops at any of ``end_ids`` too."""
+        """The same model with a processor that asks by ``chat_template``.
+
+        Its answers end with any of ``end_ids``, or as the language model's own do.
+        """
         old: Any = self.processor
         processor = llava_processor(
             with_aspect(old.image_processor, image_aspect),
@@ -65,9 +69,7 @@ class Model:
             chat_template=chat_template,
         )
         generation: Any = self.root.llava.generation_config
-        ends = generation.eos_token_id
-        known = [] if ends is None else ends if isinstance(ends, list) else [ends]
-        generation.eos_token_id = list(dict.fromkeys([*known, *end_ids]))
+        generation.eos_token_id = list(dict.fromkeys([*self.native.end_ids, *end_ids]))
         return replace(self, processor=processor)
 
 
@@ -78,47 +80,60 @@ def save(model: Model, folder: Path, *, merge: bool = True) -> None:
     checkpoints, for readers that know no other names.
     """
     state = merged_state if merge else base_state
-    model.root.llava.save_pretrained(folder, state_dict=state(model.root.llava))
+    model.root.llava.save_pretrained(folder, state_dict=state(model.root.llava), max_shard_size="5GB")
     _rename_tower(folder)
     model.processor.save_pretrained(folder)
+    save_beside(model, folder, merge=merge)
+
+
+def save_beside(model: Model, folder: Path, *, merge: bool = True) -> None:
+    """Writes what plain transformers does not know: the alignment modules, and what the language model brought."""
     beside = folder / BESIDE
     beside.mkdir(exist_ok=True)
     if model.clip_tokenizer is not None:
         model.clip_tokenizer.save_pretrained(beside)
-    weights = {name: tensor.contiguous() for name, tensor in state(model.root.alignment).items()}
-    save_file(weights, beside / WEIGHTS)
-    (beside / "alignment.json").write_text(json.dumps(model.root.alignment.settings, indent=2) + "\n")
+    state = merged_state if merge else base_state
+    save_file({name: t.contiguous() for name, t in state(model.root.alignment).items()}, beside / WEIGHTS)
+    _write_json(beside / "alignment.json", model.root.alignment.settings)
+    _write_json(beside / "native.json", asdict(model.native))
+
+
+def _write_json(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def load(folder: str, *, dtype: str = "fp32") -> Model:
     """Reads what ``save`` wrote; ``ValueError`` if ``folder`` lacks a part of it."""
     path = Path(folder)
-    settings = path / BESIDE / "alignment.json"
-    for needed in (path / "config.json", path / "processor_config.json", settings, settings.with_name(WEIGHTS)):
+    beside = [path / BESIDE / name for name in ("alignment.json", "native.json", WEIGHTS)]
+    for needed in (path / "config.json", path / "processor_config.json", *beside):
         if not needed.is_file():
             raise ValueError(
                 f"model folder {folder}: {needed.relative_to(path)} is missing; wanted the model/ folder of a finished "
                 "run, or what `hialign export` wrote"
             )
     llava = load_llava(folder, dtype=dtype)
-    alignment, clip_tokenizer = load_alignment(path / BESIDE)
-    return Model(Root(llava, alignment), AutoProcessor.from_pretrained(path), clip_tokenizer)
+    return with_beside(llava, pretrained(AutoProcessor, "model folder", folder), path / BESIDE)
 
 
 def load_llava(name: str, *, dtype: str, revision: str | None = None) -> LlavaForConditionalGeneration:
     """A Llava with all its weights, from a folder or the hub; ``ValueError`` if the weights there do not fill it."""
-    loading: Any = LlavaForConditionalGeneration.from_pretrained  # its stubs do not know that it returns two
-    llava, report = loading(name, revision=revision, dtype=dtype_of(dtype), output_loading_info=True)
-    refuse_unfilled(f"model {name}", report)
-    made: LlavaForConditionalGeneration = llava
-    return made
+    llava: LlavaForConditionalGeneration = pretrained_weights(
+        LlavaForConditionalGeneration, "model", name, revision=revision, dtype=dtype_of(dtype)
+    )
+    return llava
 
 
-def load_alignment(folder: Path) -> tuple[Alignment, PreTrainedTokenizerBase | None]:
-    """The alignment modules that ``save`` wrote, and the text tower's tokenizer if there is a tower."""
-    alignment = Alignment(**json.loads((folder / "alignment.json").read_text()))
-    alignment.load_state_dict(load_file(folder / WEIGHTS))
-    return alignment, None if alignment.text is None else AutoTokenizer.from_pretrained(folder)
+def with_beside(llava: LlavaForConditionalGeneration, processor: LlavaProcessor, beside: Path) -> Model:
+    """The model of a Llava and what ``save_beside`` wrote into the folder ``beside``."""
+    alignment = Alignment(**json.loads((beside / "alignment.json").read_text()))
+    alignment.load_state_dict(load_file(beside / WEIGHTS))
+    kept = json.loads((beside / "native.json").read_text())
+    native = Native(kept["chat_template"], tuple(kept["end_ids"]))
+    tokenizer: Any = processor.tokenizer
+    tokenizer.chat_template = native.chat_template  # a saved folder holds one, and that is the processor's
+    clip_tokenizer = None if alignment.text is None else pretrained(AutoTokenizer, "clip tokenizer", str(beside))
+    return Model(Root(llava, alignment), processor, clip_tokenizer, native)
 
 
 def _rename_tower(folder: Path) -> None:

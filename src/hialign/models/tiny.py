@@ -17,7 +17,7 @@ from transformers import (
 
 from hialign.models.heads import Alignment
 from hialign.models.llava import PLAIN_CHAT_TEMPLATE, projector_activation
-from hialign.models.model import Model
+from hialign.models.model import Model, Native
 from hialign.models.parts import make_projector_linear
 from hialign.models.processor import llava_processor
 from hialign.models.root import Root
@@ -54,7 +54,7 @@ def tiny(
     processor = llava_processor(
         _image_processor(image_size), tokenizer, llava.config, class_token=True, chat_template=PLAIN_CHAT_TEMPLATE
     )
-    return Model(root, processor, tokenizer)
+    return Model(root, processor, tokenizer, Native(None, (tokenizer.eos_token_id,)))
 
 
 def _config(

@@ -21,6 +21,7 @@ from hialign.models import (
     Lora,
     Model,
     add_lora,
+    dtype_of,
     keep_in_float32,
     label_of,
     load,
@@ -40,12 +41,12 @@ OnSkip = Callable[[Skipped], None]
 Sources = dict[tuple[str, str, str], AnyData]
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of this process; joins the other processes if there are any."""
+def choose_device(name: str, key: str) -> torch.device:
+    """The device of this process; joins the other processes if there are any. ``key`` is what errors call it."""
     if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"trainer.device: got {name!r}, wanted auto, cpu or cuda")
+        raise ValueError(f"{key}: got {name!r}, wanted auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("trainer.device: got cuda, and torch sees no GPU; use trainer.device=cpu")
+        raise ValueError(f"{key}: got cuda, and torch sees no GPU; use {key}=cpu")
     return distributed.start(cpu=name == "cpu")
 
 
@@ -79,7 +80,12 @@ def trained_parts(config: DictConfig, mode: str) -> set[str]:
 def load_run(run: Path, *, dtype: str = "fp32") -> Model:
     """A run's model: its ``model/`` folder if it finished, else its last checkpoint on what it started from."""
     config = run_config(run)
-    return load(str(run / "model"), dtype=dtype) if (run / "model").is_dir() else load_checkpoint(run, config)
+    if (run / "model").is_dir():
+        return load(str(run / "model"), dtype=dtype)
+    model = load_checkpoint(run, config)
+    llava: Any = model.root.llava
+    llava.to(dtype_of(dtype))  # in training some of it is float32 and some may not be
+    return model
 
 
 def run_config(run: Path) -> DictConfig:

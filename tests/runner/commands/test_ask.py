@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 QUESTION = "What is on the left?"
+STEPS = tuple(f"stages.{stage}.{key}" for stage in ("pretrain", "finetune") for key in ("steps=2", "batch_size=8"))
 LORA = ("stages.pretrain.train.vision=full", "lora.rank=4", "lora.alpha=8", "stages.finetune.lr=0.03")
 
 
@@ -135,16 +137,53 @@ def test_a_lora_run_goes_on_from_a_checkpoint_to_the_same_model(tuned: Any) -> N
         (("run=out/merged", "broken.png", "What?"), "broken.png: the image cannot be read (UnidentifiedImageError"),
         (("run=out/merged", "wide.png", "What?", "max_new_tokens=many"), "max_new_tokens: got 'many'"),
         (("run=out/merged", "wide.png", "What?", "dtype=fp8"), "dtype: got 'fp8', wanted one of auto, fp32, bf16"),
+        (("run=out/merged", "wide.png", "max_new_tokns=4"), "there is no setting max_new_tokns; did you mean max_new"),
+        (("run=out/merged", "wide.png", "What?", "device=gpu"), "hialign: device: got 'gpu', wanted auto, cpu or cuda"),
+        (("run=out/merged", "run=x", "wide.png", "What?"), "ask: a setting is given twice"),
+        (("run=text_only", "wide.png", "What?"), "run: 'text_only' cannot be read: "),
         (("run=pictures", "wide.png", "What?"), "run=pictures: no run and no model in this folder"),
-        (("run=nobody/nothing", "wide.png", "What?"), "run=nobody/nothing: no such folder here, and as a model of"),
+        (("run=nobody/nothing", "wide.png", "What?"), "run: 'nobody/nothing' cannot be read: "),
     ],
 )
-def test_what_cannot_be_asked_is_said(tuned: Any, picture: Path, arguments: tuple[str, ...], wanted: str) -> None:
+def test_what_cannot_be_asked_is_said(
+    tuned: Any, picture: Path, checkpoints, arguments: tuple[str, ...], wanted: str
+) -> None:
+    shutil.copytree(checkpoints.qwen2, tuned.folder / "text_only", dirs_exist_ok=True)
     (tuned.folder / "broken.png").write_bytes(b"no image")
     done = tuned.hialign("ask", *arguments)
     assert done.code == 1
     assert wanted in done.err
     assert done.err.count("\n") == 1
+
+
+def test_an_adapter_may_be_moved_and_says_what_it_lacks(tuned: Any, picture: Path) -> None:
+    wanted = said(tuned, "out/adapter")
+    shutil.copytree(tuned.folder / "out" / "adapter", tuned.folder / "moved")
+    config = tuned.folder / "moved" / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(tuned.folder / "out"), "/gone"))
+    assert said(tuned, "moved") == wanted
+    assert {file.name for file in (tuned.folder / "moved" / "alignment").iterdir()} >= {"alignment.json", "native.json"}
+    shutil.rmtree(tuned.folder / "moved" / "base")
+    done = tuned.hialign("ask", "run=moved", "wide.png", QUESTION)
+    assert done.code == 1
+    assert "base_model_name_or_path in adapter_config.json: '/gone/adapter/base' cannot be read" in done.err
+
+
+def test_an_adapter_of_a_checkpoint_names_it_wherever_it_is_asked(tuned: Any, picture: Path, checkpoints) -> None:
+    shutil.copytree(tuned.folder / "out" / "merged", tuned.folder / "checkpoint")
+    model = ("model=llava_1_5_7b", "model.checkpoint=checkpoint", "model.clip=null", "+model.revision=main")
+    sizes = ("stages.pretrain.inner_batch_size=null", "stages.finetune.inner_batch_size=null", "lora.rank=4")
+    done = tuned.hialign(
+        "train", "experiment=llava_lora", "name=named", "data=flickr8k", "data.root=pictures", *model, *STEPS, *sizes
+    )
+    assert done.code == 0, done.err
+    assert tuned.hialign("export", "run=runs/llava_lora/named", "out=out/named", "format=adapter").code == 0
+    config = json.loads((tuned.folder / "out" / "named" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tuned.folder / "checkpoint")
+    assert config["revision"] == "main"
+    assert config["modules_to_save"] == ["multi_modal_projector"]
+    assert not (tuned.folder / "out" / "named" / "base").exists()
+    assert said(tuned, "out/named") == said(tuned, "runs/llava_lora/named")
 
 
 def test_ask_has_a_usage_and_needs_no_question(tuned: Any, picture: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -48,10 +49,19 @@ def test_the_lora_recipe_trains_in_bfloat16_with_checkpointing(workshop: Any, vi
     plain, info = AutoModelForImageTextToText.from_pretrained(run / "model", output_loading_info=True)
     assert not any(info.values())
     assert plain.dtype == torch.bfloat16
-    done = workshop.hialign(
-        "evaluate", "run=runs/llava_lora/bf16", "benchmark=[captions]", "precision=bf16", "dtype=bf16"
-    )
-    assert done.code == 0, done.err
+    shutil.copytree(run, workshop.folder / "bf16_under_way", ignore=shutil.ignore_patterns("model"))
+    for folder in ("runs/llava_lora/bf16", "bf16_under_way"):
+        for dtype in ("fp32", "bf16"):
+            how = (f"run={folder}", f"dtype={dtype}")
+            done = workshop.hialign("evaluate", *how, "benchmark=[captions]", f"precision={dtype}")
+            assert done.code == 0, done.err
+            done = workshop.hialign("ask", *how, "pictures/images/00001.png", "What?", "max_new_tokens=3")
+            assert (done.code, bool(done.out.strip())) == (0, True), done.err
+    answers = [
+        workshop.hialign("ask", f"run={folder}", "pictures/images/00001.png", "What?", "max_new_tokens=9").out
+        for folder in ("runs/llava_lora/bf16", "bf16_under_way")
+    ]
+    assert answers[0] == answers[1]
 
 
 def test_two_levels_train_on_an_assembled_model_and_on_a_checkpoint(
@@ -85,7 +95,16 @@ def test_an_open_clip_tower_and_qwen2_train_in_their_own_chat_layout(workshop: A
     done = workshop.hialign(
         "ask", "run=runs/llava/qwen2", "pictures/images/00001.png", "What is it?", "max_new_tokens=3"
     )
-    assert done.code == 0, done.err
+    assert (done.code, bool(done.out.strip())) == (0, True), done.err
+    # a later run finds the language model's own layout again, whatever the first one was asked in
+    train(workshop, "experiment=llava", "name=plain", *model, f"model.clip.pretrained={weights}")
+    train(workshop, "experiment=llava", "name=chat", *model, "model.from_run=runs/llava/plain", *layout)
+    first, chat = (
+        (workshop.run(name, "llava") / "model" / "chat_template.jinja").read_text() for name in ("qwen2", "chat")
+    )
+    assert first == chat
+    ends = json.loads((workshop.run("chat", "llava") / "model" / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == [2, 0]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 
 from hialign.data import BadRecord, CaptionedImage, load_image
 from hialign.models import evaluating
+from hialign.models.pretrained import pretrained
 from hialign.runner import assemble, settings
 
 USAGE = 'hialign ask run=RUN IMAGE ["QUESTION"] [max_new_tokens=256] [device=auto] [dtype=auto]'
@@ -31,6 +33,9 @@ def main() -> None:
         return
     keyed = [argument for argument in sys.argv[1:] if argument.partition("=")[0] in KEYS and "=" in argument]
     words = [argument for argument in sys.argv[1:] if argument not in keyed]
+    for word in words:
+        if near := difflib.get_close_matches(word.partition("=")[0], KEYS, n=1) if "=" in word else ():
+            raise ValueError(f"ask: there is no setting {word.partition('=')[0]}; did you mean {near[0]}=?")
     given = settings.read("ask", keyed, needed=("run",), optional=KEYS[1:], usage=USAGE)
     if len(words) not in (1, 2):
         raise ValueError(f"ask: got {len(words)} arguments besides settings, wanted an image and a question: {USAGE}")
@@ -38,7 +43,7 @@ def main() -> None:
     if not length.isdecimal() or int(length) < 1:
         raise ValueError(f"max_new_tokens: got {length!r}, wanted a whole number above 0")
     image = _image(words[0])
-    device = assemble.choose_device(given.get("device", "auto"))
+    device = assemble.choose_device(given.get("device", "auto"), "device")
     llava, processor = load_any(given["run"], dtype=given.get("dtype", "auto"))
     answer(llava.to(device), processor, image, words[1:], max_new_tokens=int(length))
 
@@ -72,32 +77,35 @@ def load_any(name: str, *, dtype: str) -> tuple[Any, Any]:
     folder = Path(name)
     if (folder / "config.yaml").is_file():
         if not (folder / "model").is_dir():
-            model = assemble.load_run(folder)
+            own = assemble.run_config(folder).model.get("dtype", "fp32")
+            model = assemble.load_run(folder, dtype=own if dtype == "auto" else dtype)
             return model.root.llava, model.processor
         folder = folder / "model"
     elif folder.exists() and not any((folder / f"{kind}.json").is_file() for kind in ("config", "adapter_config")):
         raise ValueError(
             f"run={name}: no run and no model in this folder; wanted one that has config.yaml, or export's"
         )
-    source = str(folder) if folder.exists() else name
     if (folder / "adapter_config.json").is_file():
         return _load_adapter(folder, DTYPES[dtype])
-    try:
-        llava = AutoModelForImageTextToText.from_pretrained(source, dtype=DTYPES[dtype])
-        return llava, AutoProcessor.from_pretrained(source)
-    except OSError as error:  # of transformers, in many lines
-        raise ValueError(
-            f"run={name}: no such folder here, and as a model of the hub: {str(error).splitlines()[0]}"
-        ) from error
+    source = str(folder) if folder.exists() else name
+    llava = pretrained(AutoModelForImageTextToText, "run", source, dtype=DTYPES[dtype])
+    return llava, pretrained(AutoProcessor, "run", source)
 
 
 def _load_adapter(folder: Path, dtype: Any) -> tuple[Any, Any]:
-    """The adapter's base with the adapter on it."""
+    """The adapter's base, which lies in its folder where export wrote it there, with the adapter on it."""
     from peft import PeftConfig, PeftModel
 
-    base = PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    adapted: Any = PeftModel.from_pretrained(
-        AutoModelForImageTextToText.from_pretrained(base, dtype=dtype), str(folder)
+    config: Any = PeftConfig.from_pretrained(str(folder))
+    beside = folder / "base"
+    base, revision = (str(beside), None) if beside.is_dir() else (config.base_model_name_or_path, config.revision)
+    under = pretrained(
+        AutoModelForImageTextToText,
+        "base_model_name_or_path in adapter_config.json",
+        base,
+        dtype=dtype,
+        revision=revision,
     )
+    adapted: Any = PeftModel.from_pretrained(under, str(folder))
     adapted.generation_config = GenerationConfig.from_pretrained(folder)
-    return adapted, AutoProcessor.from_pretrained(folder)
+    return adapted, pretrained(AutoProcessor, "run", str(folder))

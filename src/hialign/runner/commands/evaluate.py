@@ -73,7 +73,7 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 
 def _subject(config: DictConfig, folder: Path) -> Subject:
-    device = assemble.choose_device(config.device)
+    device = assemble.choose_device(config.device, "device")
     trained = assemble.run_config(folder)
     model = assemble.load_run(folder, dtype=config.dtype)
     model.root.to(device)

@@ -9,14 +9,15 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from hialign.models import Model, lora_parts, save, save_adapter
+from hialign.models import Model, lora_parts, save, save_adapter, save_beside
 from hialign.runner import assemble, settings
 
 USAGE = "hialign export run=RUN_FOLDER out=FOLDER [format=merged|adapter]"
 ABOUT = """\
 merged (the default): the run's model, of a run under way its last checkpoint, as a Llava folder; LoRA is worked in.
-adapter: the LoRA weights as PEFT reads them, with whole projector and tower where these trained in full. If the run did
-not start from a checkpoint that its adapter fits, what the adapter is to be put on is written to FOLDER/base."""
+adapter: the LoRA weights as PEFT reads them, with whole projector and tower where these trained in full, and text tower
+and heads in FOLDER/alignment. If the run did not start from a checkpoint that its adapter fits, what the adapter is to
+be put on is written to FOLDER/base."""
 
 # What PEFT calls the parts of a Llava that an adapter's file can hold whole.
 WHOLE = {"vision": "vision_tower", "projector": "multi_modal_projector"}
@@ -35,7 +36,7 @@ def main() -> None:
         raise ValueError(f"out={out}: there is something already; name a new folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     if form == "merged":
-        assemble.save_whole(assemble.load_run(run), out)
+        export_merged(run, out)
         print(f'wrote {out}; load it with AutoModelForImageTextToText.from_pretrained("{out}")')
         return
     base = export_adapter(run, out)
@@ -45,26 +46,49 @@ def main() -> None:
     )
 
 
+def export_merged(run: Path, out: Path) -> None:
+    """Writes the run's model: a copy of the one it ended with, or that of its last checkpoint."""
+    config = assemble.run_config(run)
+    if not (run / "model").is_dir():
+        assemble.save_whole(assemble.load_run(run, dtype=config.model.get("dtype", "fp32")), out)
+        return
+    partial = _partial(out)
+    shutil.copytree(run / "model", partial, dirs_exist_ok=True)
+    _finish(partial, out)
+
+
 def export_adapter(run: Path, out: Path) -> str:
     """Writes the run's adapters from its last checkpoint; returns the name of the model that they are to be put on."""
     config = assemble.run_config(run)
     if not assemble.trained_parts(config, "lora"):
         raise ValueError(f"format=adapter: no stage of {run} trains by lora; wanted format=merged")
     model = assemble.load_checkpoint(run, config)
-    partial = out.with_name(f"partial-{out.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    partial = _partial(out)
     checkpoint, whole = _fits_on(config, model)
     base = checkpoint or str((out / "base").resolve())
     if not checkpoint:
         save(model, partial / "base", merge=False)
-    save_adapter(model.root, partial, base=base, whole=whole)
+    revision = config.model.get("revision") if checkpoint else None
+    save_adapter(model.root, partial, base=base, revision=revision, whole=whole)
+    save_beside(model, partial)
     model.processor.save_pretrained(partial)
     generation: Any = model.root.llava.generation_config
     generation.save_pretrained(partial)
+    _finish(partial, out)
+    return base
+
+
+def _partial(out: Path) -> Path:
+    """An empty folder under another name: one that has its own name is complete."""
+    partial = out.with_name(f"partial-{out.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    return partial
+
+
+def _finish(partial: Path, out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     partial.rename(out)
-    return base
 
 
 def _fits_on(config: DictConfig, model: Model) -> tuple[str | None, dict[str, str]]:

@@ -67,7 +67,7 @@ def run(config: DictConfig) -> Path:
     schema.validate(config, experiment=experiment, suite=str(choices.get("data")))
     name = config.name or names.run_name(HydraConfig.get().overrides.task)
     folder = Path(config.output) / (experiment or "unnamed") / name
-    device = assemble.choose_device(config.trainer.device)
+    device = assemble.choose_device(config.trainer.device, "trainer.device")
     plain = _plain(config)
     if _state(folder) == "done" and config.resume:
         _refuse_other_config(folder, plain)
@@ -219,7 +219,9 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     for key in list(kept.data):
         if OmegaConf.is_missing(kept.data, key):
             del kept.data[key]
-    for owner, key in ((kept.data, "root"), (kept.model, "from_run")):
+    clip = kept.model.get("clip") or {}
+    places = [(kept.model, key) for key in ("from_run", "checkpoint", "llm")]
+    for owner, key in ((kept.data, "root"), *places, (clip, "name"), (clip, "pretrained")):
         if owner.get(key) and Path(owner[key]).exists():
             owner[key] = str(Path(owner[key]).absolute())  # a later command may start in another folder
     try:
