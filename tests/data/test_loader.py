@@ -438,7 +438,8 @@ def test_workers_do_not_outlive_a_main_process_that_is_killed():
 
 
 INTERRUPTED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs in the background inherits that it is ignored
 from pathlib import Path
 from hialign.data import CaptionedImage, Dataset, Loader, measure
 

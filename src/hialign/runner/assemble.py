@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -103,6 +104,8 @@ def load_checkpoint(run: Path, config: DictConfig) -> Model:
     if last is None:
         has = "its checkpoints are gone" if (run / "model").is_dir() else "it has neither a model/ nor a checkpoint yet"
         raise ValueError(f"run={run}: {has}")
+    if not (run / "model").is_dir():
+        print(f"{run} is not done: this is its checkpoint {last.stage}/{last.folder.name}", file=sys.stderr)
     model = build_model(config)
     load_weights(model.root, read_weights(last))
     return as_asked(model, config, last.stage)

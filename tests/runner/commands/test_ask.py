@@ -95,6 +95,8 @@ def test_a_merged_export_is_the_runs_own_model(tuned: Any) -> None:
 def test_a_run_under_way_answers_from_its_last_checkpoint(tuned: Any, picture: Path) -> None:
     shutil.copytree(tuned.run("lora", "llava_lora"), tuned.folder / "under_way", ignore=shutil.ignore_patterns("model"))
     assert said(tuned, "under_way") == said(tuned, "runs/llava_lora/lora")
+    done = tuned.hialign("ask", "run=under_way", "wide.png", QUESTION, "max_new_tokens=1")
+    assert "under_way is not done: this is its checkpoint finetune/step-000008" in done.err
 
 
 def test_a_runs_log_tells_adapters_from_what_they_sit_on(tuned: Any) -> None:

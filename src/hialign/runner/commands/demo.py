@@ -30,7 +30,7 @@ def main() -> int:
     ]
     for command in commands:
         print(f"\n$ hialign {' '.join(command)}", flush=True)
-        code = subprocess.run([sys.executable, "-m", "hialign", *command], check=False).returncode
+        code = _run([sys.executable, "-m", "hialign", *command])
         if code:
             return code
     print(
@@ -38,6 +38,16 @@ def main() -> int:
         "together, from files over two levels of training to scores. It is no result."
     )
     return 0
+
+
+def _run(command: list[str]) -> int:
+    """The exit code of ``command``; Ctrl-C is the command's own affair, which then saves what it has."""
+    running = subprocess.Popen(command)
+    while True:
+        try:
+            return running.wait()
+        except KeyboardInterrupt:  # a terminal sent it to the command too
+            continue
 
 
 def _photographs(folder: str | None, output: Path) -> Path:
