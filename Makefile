@@ -1,7 +1,7 @@
 # A fresh clone needs only Python and make: `make demo` and `make test` each install into .venv by themselves.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install test demo lint format lock clean
+.PHONY: help install test range demo lint format lock clean
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,6 +10,9 @@ EXTRAS := dev,slurm,wandb,tensorboard
 PYTEST_ARGS ?=
 # A folder in Flickr8k's layout for `make demo`; empty: it draws its pictures.
 PHOTOS ?= $(wildcard ../shared/data/flickr8k)
+# What reads or writes through transformers.
+RANGE_TESTS ?= tests/models tests/runner/test_asking.py tests/runner/test_seven_billion.py tests/runner/commands/test_ask.py \
+	tests/runner/commands/test_real_models.py
 # What `make lock` holds fixed besides the floors of pyproject.toml: the pair the tests run with.
 LOCK_PINS ?= torch==2.14.1 torchvision==0.29.1
 
@@ -23,6 +26,13 @@ demo: $(STAMP) ## the whole thing on a laptop, without downloads
 
 test: lint ## style, types, import rules, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+range: $(STAMP) ## the models' tests with the oldest and the newest transformers that pyproject.toml admits
+	for wanted in "transformers==5.17.0 huggingface-hub<2" "transformers huggingface-hub"; do \
+		rm -rf $(VENV)/range && $(BIN)/python -m pip install --quiet --no-deps --target $(VENV)/range $$wanted \
+		&& PYTHONPATH=$(VENV)/range $(BIN)/python -c 'import transformers; print("transformers", transformers.__version__)' \
+		&& PYTHONPATH=$(VENV)/range OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 $(RANGE_TESTS) || exit 1; \
+	done
 
 lint: $(STAMP) ## style, types and import rules
 	$(BIN)/ruff check .

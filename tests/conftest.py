@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,3 +53,21 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the fixtures in {folder}, which lie beside some checkouts only")
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Folders of small checkpoints: language models, ``clip``; and ``open_clip``, which makes one."""
+    spec = importlib.util.spec_from_file_location("checkpoints", Path(__file__).with_name("checkpoints.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    write = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(write)
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return SimpleNamespace(
+        llama=str(write.write_llama(folder / "llama")),
+        sentencepiece_llama=str(write.write_sentencepiece_llama(folder / "sentencepiece_llama")),
+        qwen2=str(write.write_qwen2(folder / "qwen2")),
+        clip=str(write.write_clip(folder / "clip")),
+        open_clip=write.register_open_clip,
+    )

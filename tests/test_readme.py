@@ -25,12 +25,12 @@ def test_the_python_of_the_readme_runs_and_ends_aligned(readme: str) -> None:
 
 def test_every_command_of_the_readme_exists(readme: str) -> None:
     used = set(re.findall(r"`?hialign ([a-z]+)[ `\n]", readme))
-    assert used >= {"train", "evaluate", "export", "configs", "demo"}
+    assert used >= {"train", "evaluate", "ask", "export", "configs", "demo"}
     assert used <= set(COMMANDS)
 
 
 def test_every_config_that_the_readme_names_exists(readme: str, repo: Path) -> None:
     own = {"careful"}  # the example of a user's own file
-    named = re.findall(r"\b(experiment|solver|data|benchmark|tracker)=([a-z0-9_]+)", readme)
+    named = re.findall(r"\b(experiment|model|solver|data|benchmark|tracker)=([a-z0-9_]+)", readme)
     for group, name in [pair for pair in named if pair[1] not in own]:
         assert (repo / "configs" / group / f"{name}.yaml").is_file(), f"{group}={name}"

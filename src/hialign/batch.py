@@ -65,4 +65,4 @@ class PairBatch(Batch):
 
     pixel_values: Tensor  # (batch, 3, height, width)
     caption: Tokens  # in the language model's vocabulary, no image placeholder
-    clip_caption: Tokens  # in the CLIP text tower's vocabulary, start and end tokens included
+    clip_caption: Tokens | None  # in the CLIP text tower's vocabulary, start and end included; None: there is none

@@ -19,7 +19,8 @@ from hialign import __version__
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("hialign.runner.commands.train:main", "train an experiment, one stage after another"),
     "evaluate": ("hialign.runner.commands.evaluate:main", "answer a benchmark with a run's model and score it"),
-    "export": ("hialign.runner.commands.export:main", "write a run's model as a standard Hugging Face folder"),
+    "ask": ("hialign.runner.commands.ask:main", "ask a model one question about one image"),
+    "export": ("hialign.runner.commands.export:main", "write a run's model for plain transformers or PEFT"),
     "demo": ("hialign.runner.commands.demo:main", "show the whole thing on a laptop in minutes, no downloads"),
     "configs": ("hialign.runner.commands.configs:main", "list what can be chosen: experiments, models, data, ..."),
 }
@@ -31,6 +32,7 @@ EXAMPLES = """\
   hialign train -m experiment=hierarchical data=flickr8k data.root=FOLDER solver=joint,alternating seed=0,1,2
   hialign train experiment=hierarchical data=flickr8k data.root=FOLDER --cfg job     show the config, train nothing
   hialign evaluate run=runs/hierarchical/NAME
+  hialign ask run=runs/hierarchical/NAME image.jpg "What is on the table?"
   hialign export run=runs/hierarchical/NAME out=FOLDER
   hialign configs                                what there is to choose from"""
 

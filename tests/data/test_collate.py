@@ -9,7 +9,6 @@ from PIL import Image
 
 from hialign.batch import LanguageBatch, PairBatch
 from hialign.data import BadRecord, CaptionedImage, Conversation, LanguageCollator, PairCollator, Turn
-from hialign.data.collate import pad_to_square
 
 RNG = np.random.default_rng  # a fresh one for each item
 
@@ -248,25 +247,6 @@ def test_a_template_that_the_tokenizer_does_not_serve_is_refused_at_once(tokeniz
     added.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
         templated(added, image_processor, "chat")
-
-
-def test_padding_keeps_the_whole_image_on_a_square_of_the_mean_colour(added, image_processor, tmp_path):
-    Image.new("RGB", (20, 10), (255, 0, 0)).save(tmp_path / "wide.png")
-    wide = CaptionedImage("w", tmp_path / "wide.png", ("a",))
-    square = pad_to_square(Image.open(tmp_path / "wide.png"), (122, 116, 104))
-    colours = np.asarray(square)
-    assert colours.shape == (20, 20, 3)
-    assert (colours[:5] == (122, 116, 104)).all()
-    assert (colours[15:] == (122, 116, 104)).all()
-    assert (colours[5:15] == (255, 0, 0)).all()
-    assert np.asarray(pad_to_square(Image.new("RGB", (3, 6), "red"), (1, 2, 3)))[:, 0].tolist() == [[1, 2, 3]] * 6
-
-    padded = templated(added, image_processor, "plain", image_aspect="pad").encode(wide, RNG(0)).pixel_values
-    wanted = image_processor(images=[square], return_tensors="pt")["pixel_values"]
-    assert torch.equal(padded, wanted)
-    assert not torch.equal(padded, templated(added, image_processor, "plain").encode(wide, RNG(0)).pixel_values)
-    with pytest.raises(ValueError, match="image_aspect='anyres': wanted"):
-        templated(added, image_processor, "plain", image_aspect="anyres")
 
 
 def test_an_image_in_memory_is_read_and_named(language, tmp_path, write_image):

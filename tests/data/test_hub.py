@@ -115,7 +115,7 @@ def test_a_missing_set_split_or_column_is_named(parquet, tmp_path):
         ({"caption_column": "text"}, r"caption_column='text'"),
         ({"split": "val"}, r"split='val': Unknown split"),
         ({"path": str(tmp_path / "no.parquet")}, r"no.parquet', name=None, split='train': "),
-        ({"path": "nobody/nothing"}, r"path='nobody/nothing'.* wanted a name on the hub, a parquet file"),
+        ({"path": "nobody/nothing"}, r"path='nobody/nothing'.* wanted a name on the hub, a parquet file or several"),
         ({"image_column": "numbers"}, r"image_column='numbers': .* wanted images"),
     ):
         chosen = {"path": file, "split": "train"} | change
@@ -124,3 +124,42 @@ def test_a_missing_set_split_or_column_is_named(parquet, tmp_path):
             chosen["caption_column"] = "image"
         with pytest.raises(ValueError, match=message):
             hub_captions(**chosen)
+
+
+def folder_with(tmp_path, *lines):
+    """A folder of two images whose metadata.jsonl has these lines besides its good ones."""
+    root = tmp_path / "folder"
+    root.mkdir()
+    for level in range(2):
+        (root / f"{level}.png").write_bytes(png(level))
+    good = [json.dumps({"file_name": f"{level}.png", "caption": f"cup {level}"}) for level in range(2)]
+    (root / "metadata.jsonl").write_text("\n".join([*good, *lines]))
+    return str(root)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{oops", "JSON parse error"),
+        ('{"file_name": "../../out.png", "caption": "c"}', r"\.\./\.\./out\.png.*relative path"),
+    ],
+)
+def test_a_metadata_file_that_datasets_cannot_read_is_an_error_that_names_the_folder(tmp_path, line, reason, on_error):
+    path = folder_with(tmp_path, line)
+    with pytest.raises(ValueError, match=rf"path='{path}', .*{reason}.*metadata.jsonl"):
+        hub_captions(path, split="train", on_error=on_error)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"file_name": "gone.png", "caption": "c"}', r"FileNotFoundError: .*gone\.png"),
+        ('{"caption": "c"}', "the cell is empty"),
+    ],
+)
+def test_a_line_without_an_image_that_is_there_is_a_bad_record(tmp_path, line, reason):
+    path = folder_with(tmp_path, line)
+    data = hub_captions(path, split="train")
+    with pytest.raises(BadRecord, match=rf"{path} \(train\): 2: the image cannot be read \(.*{reason}"):
+        load_image(data.records[2])

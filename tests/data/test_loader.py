@@ -1,16 +1,19 @@
 """The loader: one global order whatever the ranks, workers and restarts; nothing skipped in silence; no hangs."""
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -22,8 +25,11 @@ from hialign.data import (
     Dataset,
     LanguageCollator,
     Loader,
+    Streamed,
     Turn,
+    WorkerDied,
     flickr8k,
+    measure,
     mix,
 )
 
@@ -286,19 +292,192 @@ def test_closing_ends_the_workers_at_once(seconds):
     some.close()
 
 
-def test_a_killed_worker_is_an_error_and_not_a_hang():
-    some = loader(dataset(200), Draw(seconds=0.02), workers=2)
-    some.next()
-    start = time.monotonic()
+def kill_all_workers():
     for child in multiprocessing.active_children():
         os.kill(child.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=r"DataLoader worker \(pid"):
+
+
+def streamed(count):
+    """As ``dataset``, one row behind the other."""
+
+    class Rows:
+        def start(self, shuffle, state):
+            self.at = (state or {"at": 0})["at"]
+            while self.at < count:
+                self.at += 1
+                yield self.at - 1
+
+        def state_dict(self):
+            return {"at": self.at}
+
+    def record(row):
+        return CaptionedImage(f"r{row}", Path(f"{row}.jpg"), ("a",)), ()
+
+    return Streamed("r", lambda rank, world_size: Rows(), record, shuffle_buffer=10)
+
+
+KINDS = pytest.mark.parametrize("kind", [dataset, streamed])
+
+
+@KINDS
+def test_a_killed_worker_is_an_error_that_names_the_stream_and_the_way_out_and_not_a_hang(kind):
+    some = loader(kind(200), Draw(seconds=0.02), workers=2, name="pretrain/outer/caption")
+    some.next()
+    start = time.monotonic()
+    state = some.state_dict()
+    kill_all_workers()
+    with pytest.raises(WorkerDied) as caught:
         take(some, 50)
     assert time.monotonic() - start < 8
+    for part in ("stream pretrain/outer/caption: one of its 2 data workers (pid ", "SIGKILL", "trainer.workers"):
+        assert part in str(caught.value)
+    assert wait_for_no_children() == []
+    assert some.state_dict() == state
+    assert take(some, 3) == take(loader(kind(200)), 4)[4:]  # and it can be asked again
+    some.close()
+
+
+@KINDS
+def test_a_worker_that_is_killed_while_it_is_waited_for_is_an_error_at_once(kind):
+    some = loader(kind(200), Draw(seconds=3), workers=1)
+    killer = threading.Timer(1.0, kill_all_workers)
+    killer.start()
+    start = time.monotonic()
+    with pytest.raises(WorkerDied, match=r"stream r: .*SIGKILL"):
+        some.next()
+    assert time.monotonic() - start < 8
+    killer.join()
     assert wait_for_no_children() == []
 
 
-@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="this system does not say who sent a signal")
+class Half(Draw):
+    """A collator whose batches are larger than a pipe holds, sent by a process that dies in the midst."""
+
+    def collate(self, items):
+        batch = super().collate(items)
+        if multiprocessing.parent_process() is not None:
+            threading.Timer(1.0, os.kill, [os.getpid(), signal.SIGKILL]).start()
+        return replace(batch, records=("x" * (1 << 28),))
+
+
+def test_a_worker_that_dies_in_the_midst_of_a_message_is_an_error():
+    some = loader(dataset(200), Half(), workers=1)
+    start = time.monotonic()
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        take(some, 50)
+    assert time.monotonic() - start < 30
+    assert wait_for_no_children() == []
+
+
+def test_a_worker_that_dies_elsewhere_in_a_step_does_not_interrupt_it():
+    some = loader(dataset(200), workers=2)
+    some.next()
+    kill_all_workers()
+    time.sleep(0.5)  # a signal that raised would raise here
+    with pytest.raises(WorkerDied):
+        some.next()
+
+
+@KINDS
+def test_a_worker_that_is_killed_while_the_stream_is_measured_is_an_error(kind):
+    killer = threading.Timer(0.7, kill_all_workers)
+    killer.start()
+    with pytest.raises(WorkerDied, match="stream some: "):
+        measure(loader(kind(200), Draw(seconds=0.2), workers=2, name="some"))
+    killer.join()
+    assert wait_for_no_children() == []
+
+
+class Leaves(Draw):
+    def encode(self, record, rng):
+        os._exit(3)
+
+
+def test_a_worker_that_leaves_by_itself_is_named_with_its_exit_code():
+    with pytest.raises(WorkerDied, match=r"ended with exit code 3; trainer.workers=0"):
+        loader(dataset(8), Leaves(), workers=1).next()
+
+
+ORPHANS = """
+import multiprocessing, os, signal, time
+from pathlib import Path
+from hialign.data import CaptionedImage, Loader, Streamed
+
+class Rows:
+    def start(self, shuffle, state):
+        while True:
+            yield bytes(1 << 22)  # larger than a pipe: some worker is in the midst of it at any time
+
+    def state_dict(self):
+        return {}
+
+class Some:
+    def encode(self, record, rng):
+        time.sleep(0.5)
+
+    def collate(self, items):
+        return items
+
+data = Streamed("s", lambda rank, size: Rows(), lambda row: (CaptionedImage("1", Path(), ("a",)), ()), 4)
+loader = Loader(data, Some(), batch_size=2, micro_batch_size=2, seed=2, workers=2, on_skip=print)
+loader.next()
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="this system does not say who sent a signal")
+def test_workers_do_not_outlive_a_main_process_that_is_killed():
+    done = subprocess.run([sys.executable, "-c", ORPHANS], stdout=subprocess.PIPE, text=True, timeout=60, check=False)
+    pids = [int(pid) for pid in done.stdout.split()]
+    assert len(pids) == 2
+    end = time.monotonic() + 20
+    while (left := [pid for pid in pids if psutil.pid_exists(pid)]) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert left == []
+
+
+INTERRUPTED = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs in the background inherits that it is ignored
+from pathlib import Path
+from hialign.data import CaptionedImage, Dataset, Loader, measure
+
+class Slow:
+    def encode(self, record, rng):
+        print("begun", flush=True)
+        time.sleep(0.2)
+
+    def collate(self, items):
+        return items
+
+data = Dataset("d", [CaptionedImage(str(i), Path(), ("a",)) for i in range(80)])
+loader = Loader(data, Slow(), batch_size=8, micro_batch_size=8, seed=2, workers=2, on_skip=print)
+try:
+    measure(loader) if sys.argv[1] == "measure" else loader.next()
+except KeyboardInterrupt:
+    raise SystemExit(9)
+"""
+
+
+# While the first rows are put into queues, and while it waits.
+@pytest.mark.parametrize(("what", "after"), [("next", 0.0), ("next", 0.5), ("measure", 0.0)])
+def test_ctrl_c_ends_the_wait_for_a_batch(what, after):
+    command = [sys.executable, "-c", INTERRUPTED, what]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        assert running.stdout is not None
+        running.stdout.readline()
+        time.sleep(after)
+        os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to the workers too
+        assert running.wait(timeout=30) == 9
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        running.communicate()
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigtimedwait"), reason="this system does not say who sent a signal")
 def test_workers_outlive_signals_that_are_meant_for_the_main_process():
     some = loader(dataset(50), Draw(seconds=0.01), workers=2)
     some.next()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hialign.models import MODES, PARTS, count, part_of, set_trainable, tiny
+from hialign.models import PARTS, count, part_of, set_trainable, tiny
 
 
 @pytest.fixture
@@ -68,6 +68,9 @@ def test_the_rows_of_count_are_in_the_order_of_the_parts(root):
 @pytest.mark.parametrize("modes", [{"visoin": "full"}, {"llm": "lora"}, {"llm": "Full"}])
 def test_a_misspelt_part_or_mode_is_an_error_and_changes_nothing(root, modes: dict[str, str]):
     set_trainable(root, {"llm": "full"})
-    with pytest.raises(ValueError, match=f"modes: got .*, wanted {' or '.join(MODES)} for parts of vision, projector"):
+    with pytest.raises(
+        ValueError,
+        match=r"modes: (got .*, wanted one of frozen, full, lora for parts of vision|llm .* has no adapters)",
+    ):
         set_trainable(root, modes)
     assert {part_of(name) for name, p in root.named_parameters() if p.requires_grad} == {"llm"}

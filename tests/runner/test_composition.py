@@ -213,3 +213,10 @@ def test_the_schema_s_defaults_are_the_yaml_s() -> None:
     ours = OmegaConf.structured(schema.TrainConfig)
     for key in ("seed", "resume", "output", "name", "allow"):
         assert written[key] == ours[key], key
+
+
+def test_a_recipes_lora_settings_hold_and_can_be_overridden(validated: Compose) -> None:
+    recipe = ("experiment=llava_lora", "data=flickr8k", "data.root=x")
+    assert (validated(*recipe).lora.rank, validated(*recipe).lora.alpha) == (8, 16)
+    assert validated(*recipe, "lora.rank=4").lora.rank == 4
+    assert validated("experiment=hierarchical", "data=flickr8k", "data.root=x").lora.rank == 128  # LLaVA's

@@ -56,7 +56,7 @@ REFUSED = {
     "an unknown mode": (
         (*TWO_LEVELS, f"{STAGE}.train.vision=half"),
         f"{STAGE}.train.vision: got 'half'",
-        "frozen or full",
+        "frozen, full, lora",
     ),
     "a rate for a frozen part": (
         (*TWO_LEVELS, f"+{STAGE}.part_lr.temperature=0.1"),

@@ -125,6 +125,17 @@ def test_random_states_continue_where_they_were_saved(tmp_path):
     assert draw() == expected
 
 
+def test_what_a_rank_has_of_its_own_comes_back_and_older_checkpoints_have_it_in_the_state(tmp_path):
+    settings = {"total_step": 1, "keep": 9}
+    checkpoints.save(tmp_path, "new", 1, {"step": 1}, own={"streams": {"a": {"at": 3}}}, **settings)
+    assert checkpoints.load(latest(tmp_path, ["new"]), CPU)["streams"] == {"a": {"at": 3}}
+    folder = checkpoints.save(tmp_path, "old", 1, {"step": 1, "streams": {"a": {"at": 4}}}, **settings)
+    written = torch.load(folder / "random-0.pt", weights_only=False)
+    del written["own"]  # as it was written then
+    torch.save(written, folder / "random-0.pt")
+    assert checkpoints.load(latest(tmp_path, ["old"]), CPU)["streams"] == {"a": {"at": 4}}
+
+
 def test_weights_are_loaded_by_name_and_the_others_stay():
     layer = torch.nn.Linear(2, 2)
     bias = layer.bias.detach().clone()

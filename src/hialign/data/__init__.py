@@ -3,10 +3,11 @@
 from hialign.data.captions import coco_captions, flickr8k
 from hialign.data.collate import LanguageCollator, PairCollator
 from hialign.data.drawn import draw_captioned
-from hialign.data.hub import hub_captions
+from hialign.data.hub import hub_caption_stream, hub_captions
 from hialign.data.llava import llava_captions, llava_conversations
 from hialign.data.loader import Loader
 from hialign.data.records import (
+    AnyData,
     BadRecord,
     CaptionedImage,
     Conversation,
@@ -14,14 +15,18 @@ from hialign.data.records import (
     EncodedImage,
     Mixture,
     Skipped,
+    Streamed,
     Turn,
     load_image,
     mix,
     split,
 )
+from hialign.data.throughput import Throughput, measure
 from hialign.data.vqa import vqa_v2
+from hialign.data.workers import WorkerDied
 
 __all__ = [
+    "AnyData",
     "BadRecord",
     "CaptionedImage",
     "Conversation",
@@ -32,14 +37,19 @@ __all__ = [
     "Mixture",
     "PairCollator",
     "Skipped",
+    "Streamed",
+    "Throughput",
     "Turn",
+    "WorkerDied",
     "coco_captions",
     "draw_captioned",
     "flickr8k",
+    "hub_caption_stream",
     "hub_captions",
     "llava_captions",
     "llava_conversations",
     "load_image",
+    "measure",
     "mix",
     "split",
     "vqa_v2",

@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 import csv
-import json
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from hialign.data.records import BadRecord, CaptionedImage, Dataset, Skipped, check_on_error, image_path, split
-
-Part = Literal["train", "heldout"]
-
-
-@dataclass
-class _Problems:
-    """Raises the bad records of one annotation file, or keeps them, as ``on_error`` says."""
-
-    file: str
-    on_error: str
-    skipped: list[Skipped] = field(default_factory=list)
-
-    def add(self, record: str, problem: str, fix: str) -> None:
-        self.add_all([record], problem, fix)
-
-    def add_all(self, records: list[str], problem: str, fix: str) -> None:
-        """Raise for the first of ``records``, counting the others, or note every one of them."""
-        if records and self.on_error == "raise":
-            others = f" (and so for {len(records) - 1} other records)" if len(records) > 1 else ""
-            way_out = "leave it out with on_error=skip (in training: data.on_error=skip)"
-            raise BadRecord(self.file, records[0], problem + others, f"{fix}, or {way_out}")
-        self.skipped.extend(Skipped(self.file, record, problem) for record in records)
+from hialign.data.files import Problems, existing, lacking, parse_json, read_text, require_folder
+from hialign.data.records import BadRecord, CaptionedImage, Dataset, Part, check_on_error, image_path, split
 
 
 @dataclass
@@ -59,9 +36,9 @@ def flickr8k(
     check_on_error(on_error)
     file, folder = Path(root) / "captions.txt", Path(root) / "images"
     layout = f"get Flickr8k and lay it out as {file} (csv: image,caption) and {folder}/*.jpg"
-    text = _read(file, layout)
-    _require_folder(folder, layout)
-    problems = _Problems(str(file), on_error)
+    text = read_text(file, layout)
+    require_folder(folder, layout)
+    problems = Problems(str(file), on_error)
     pictures: dict[str, _Picture] = {}
     for place, image, caption in _csv_rows(text, problems):
         picture = _picture(image, place, pictures, folder, problems)
@@ -92,10 +69,10 @@ def coco_captions(
         "get the captions and images of COCO and give annotations=.../annotations/captions_train2017.json "
         "images=.../train2017"
     )
-    text = _read(Path(annotations), layout)
-    _require_folder(Path(images), layout)
-    content = _json(text, annotations)
-    problems = _Problems(annotations, on_error)
+    text = read_text(Path(annotations), layout)
+    require_folder(Path(images), layout)
+    content = parse_json(text, annotations)
+    problems = Problems(annotations, on_error)
     pictures = _coco_images(_entries(content, "images", annotations), Path(images), problems)
     _coco_captions(_entries(content, "annotations", annotations), pictures, problems)
     records = _records(pictures, problems)
@@ -104,24 +81,7 @@ def coco_captions(
     )
 
 
-def _read(file: Path, layout: str) -> str:
-    """The file's text; a ValueError that gives the wanted layout when it is missing, a BadRecord when not utf-8."""
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file; {layout}")
-    try:
-        return file.read_bytes().decode("utf-8-sig")  # -sig: spreadsheet programs begin a csv with a byte order mark
-    except UnicodeDecodeError as error:
-        raise BadRecord(
-            str(file), f"byte {error.start}", f"not utf-8 ({error.reason})", "convert the file to utf-8, e.g. by iconv"
-        ) from error
-
-
-def _require_folder(folder: Path, layout: str) -> None:
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: no such folder; {layout}")
-
-
-def _csv_rows(text: str, problems: _Problems) -> Iterator[tuple[str, str, str]]:
+def _csv_rows(text: str, problems: Problems) -> Iterator[tuple[str, str, str]]:
     """(place, image, caption) of each good line below the header.
 
     Every line is read alone, so that one unclosed quote spoils its own line and not all that follow.
@@ -147,16 +107,6 @@ def _csv_rows(text: str, problems: _Problems) -> Iterator[tuple[str, str, str]]:
         yield f"line {number}", cells[0].strip(), ",".join(cells[1:])
 
 
-def _json(text: str, file: str) -> Any:
-    """The file's content; a BadRecord with the place of the mistake when it is not json."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadRecord(
-            file, f"line {error.lineno} column {error.colno}", f"not json ({error.msg})", "get the file again"
-        ) from error
-
-
 def _entries(content: Any, key: str, file: str) -> list[Any]:
     """The list ``content[key]``; a BadRecord that says what is there instead."""
     if not isinstance(content, dict):
@@ -173,20 +123,10 @@ def _entries(content: Any, key: str, file: str) -> list[Any]:
     )
 
 
-def _lacking(entry: Any, wanted: dict[str, type | tuple[type, ...]]) -> str:
-    """What keeps ``entry`` from being an object with the ``wanted`` fields; empty when nothing does."""
-    if not isinstance(entry, dict):
-        return f"a {type(entry).__name__} instead of an object"
-    for name, kind in wanted.items():
-        if not isinstance(entry.get(name), kind):
-            return f"{name}={entry.get(name)!r}" if name in entry else f"no field {name!r}"
-    return ""
-
-
-def _coco_images(entries: list[Any], folder: Path, problems: _Problems) -> dict[str, _Picture]:
+def _coco_images(entries: list[Any], folder: Path, problems: Problems) -> dict[str, _Picture]:
     pictures: dict[str, _Picture] = {}
     for number, entry in enumerate(entries):
-        problem = _lacking(entry, {"id": (int, str), "file_name": str})
+        problem = lacking(entry, {"id": (int, str), "file_name": str})
         if not problem and str(entry["id"]) in pictures:
             problem = f"a second image with the id {entry['id']}"
         if problem:
@@ -196,9 +136,9 @@ def _coco_images(entries: list[Any], folder: Path, problems: _Problems) -> dict[
     return pictures
 
 
-def _coco_captions(entries: list[Any], pictures: dict[str, _Picture], problems: _Problems) -> None:
+def _coco_captions(entries: list[Any], pictures: dict[str, _Picture], problems: Problems) -> None:
     for number, entry in enumerate(entries):
-        problem = _lacking(entry, {"image_id": (int, str), "caption": str})
+        problem = lacking(entry, {"image_id": (int, str), "caption": str})
         if problem:
             problems.add(f"annotations[{number}]", problem, "wanted image_id and a caption")
             continue
@@ -210,7 +150,7 @@ def _coco_captions(entries: list[Any], pictures: dict[str, _Picture], problems: 
 
 
 def _picture(
-    name: str, place: str, pictures: dict[str, _Picture], folder: Path, problems: _Problems, *, key: str | None = None
+    name: str, place: str, pictures: dict[str, _Picture], folder: Path, problems: Problems, *, key: str | None = None
 ) -> _Picture | None:
     """The picture called ``name``, put among ``pictures`` when new; None when its name leads out of the folder."""
     key = name if key is None else key
@@ -223,7 +163,7 @@ def _picture(
     return pictures[key]
 
 
-def _add_caption(picture: _Picture, caption: str, record: str, problems: _Problems) -> None:
+def _add_caption(picture: _Picture, caption: str, record: str, problems: Problems) -> None:
     caption = caption.strip()
     if not caption:
         problems.add(record, "the caption is empty", "write one")
@@ -234,9 +174,9 @@ def _add_caption(picture: _Picture, caption: str, record: str, problems: _Proble
         picture.captions.append(caption)
 
 
-def _records(pictures: dict[str, _Picture], problems: _Problems) -> list[CaptionedImage]:
+def _records(pictures: dict[str, _Picture], problems: Problems) -> list[CaptionedImage]:
     """The pictures that have a file and a caption; the others go to ``problems``."""
-    present = _present(picture.path for picture in pictures.values())
+    present = existing(picture.path for picture in pictures.values())
     missing = [key for key, picture in pictures.items() if picture.path not in present]
     if missing:
         folder = pictures[missing[0]].path.parent
@@ -248,10 +188,3 @@ def _records(pictures: dict[str, _Picture], problems: _Problems) -> list[Caption
         for key, picture in pictures.items()
         if picture.path in present and picture.captions
     ]
-
-
-def _present(paths: Iterable[Path]) -> set[Path]:
-    """Those of ``paths`` that exist, by one listing of each folder: a stat per file takes minutes on network disks."""
-    wanted = set(paths)
-    names = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in {p.parent for p in wanted}}
-    return {path for path in wanted if path.name in names[path.parent]}

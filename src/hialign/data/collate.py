@@ -15,10 +15,7 @@ from torch import Tensor
 
 from hialign.batch import LanguageBatch, PairBatch, Tokens
 from hialign.data.records import IMAGE, BadRecord, CaptionedImage, Conversation, Turn, load_image
-from hialign.data.templates import FastTokenizer, Segment, chat, plain, tokenise, v1
-
-TEMPLATES = ("plain_eos", "plain", "v1", "chat")
-IMAGE_ASPECTS = ("square", "pad")
+from hialign.data.templates import TEMPLATES, FastTokenizer, Segment, chat, plain, starts_with_bos, tokenise, v1
 
 
 class Tokenizer(Protocol):
@@ -75,8 +72,7 @@ class LanguageCollator:
     ``v1``: LLaVA-1.5's dialogue. ``chat``: the tokenizer's own chat template. In both the answers with their end tokens
     are to be predicted, and a captioned image is one turn whose question is the image alone.
 
-    A tokenizer without a bos token (Qwen's, for one) gives rows without it. ``image_aspect="pad"`` puts images on a
-    square of the processor's mean colour first, where "square" leaves them to the processor, which may crop them.
+    A tokenizer without a bos token (Qwen's, for one) gives rows without it.
     """
 
     def __init__(
@@ -88,18 +84,15 @@ class LanguageCollator:
         num_image_tokens: int,
         max_length: int = 2048,
         template: str = "plain_eos",
-        image_aspect: str = "square",
     ) -> None:
         _require_ids("tokenizer", tokenizer, "eos_token_id", "pad_token_id")
         _require_template(template, tokenizer, image_token_id)
-        _background(image_processor, image_aspect)
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.image_token_id = image_token_id
         self.num_image_tokens = num_image_tokens
         self.max_length = max_length
         self.template = template
-        self.image_aspect = image_aspect
 
     def encode(self, record: CaptionedImage | Conversation, rng: np.random.Generator) -> LanguageItem:
         """One row, of a captioned image with a caption that ``rng`` chooses.
@@ -117,8 +110,7 @@ class LanguageCollator:
 
     def pixels(self, record: CaptionedImage | Conversation) -> Tensor:
         """The record's images as the tower wants them, (images, 3, height, width)."""
-        numbers = range(len(record.images))
-        loaded = [pixels(self.image_processor, record, n, image_aspect=self.image_aspect) for n in numbers]
+        loaded = [pixels(self.image_processor, record, number) for number in range(len(record.images))]
         return torch.stack(loaded) if loaded else self._no_pixels
 
     def collate(self, items: list[LanguageItem]) -> LanguageBatch:
@@ -176,8 +168,10 @@ class LanguageCollator:
 
     def _tokens(self, segments: Iterable[Segment]) -> tuple[list[int], list[bool]]:
         image_token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
-        ids, supervised = tokenise(segments, self.tokenizer, image_token)
-        start = [] if self.template == "chat" else _bos(self.tokenizer)  # a chat template writes its own
+        listed = list(segments)
+        ids, supervised = tokenise(listed, self.tokenizer, image_token)
+        text = "".join(segment.text for segment in listed)
+        start = [self.tokenizer.bos_token_id] if starts_with_bos(self.template, text, self.tokenizer) else []
         return start + ids, [False] * len(start) + supervised
 
     def _plain_eos(self, record: CaptionedImage | Conversation, turns: Sequence[Turn]) -> tuple[list[int], list[bool]]:
@@ -233,32 +227,29 @@ class LanguageCollator:
 
 
 class PairCollator:
-    """Each image with one caption, in the vocabularies of the language model and of the CLIP text tower."""
+    """Each image with one caption, in the vocabularies of the language model and of the CLIP text tower, if any."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        clip_tokenizer: Tokenizer,
+        clip_tokenizer: Tokenizer | None,
         image_processor: ImageProcessor,
         *,
         max_length: int = 77,
-        image_aspect: str = "square",
     ) -> None:
         _require_ids("tokenizer", tokenizer, "eos_token_id", "pad_token_id")
-        _require_ids("clip_tokenizer", clip_tokenizer, "bos_token_id", "eos_token_id", "pad_token_id")
-        _background(image_processor, image_aspect)
+        if clip_tokenizer is not None:
+            _require_ids("clip_tokenizer", clip_tokenizer, "bos_token_id", "eos_token_id", "pad_token_id")
         if max_length < 3:
             raise ValueError(f"max_length={max_length}: wanted 3 or more: start, one token, end")
         self.tokenizer = tokenizer
         self.clip_tokenizer = clip_tokenizer
         self.image_processor = image_processor
         self.max_length = max_length
-        self.image_aspect = image_aspect
 
     def encode(self, record: CaptionedImage, rng: np.random.Generator) -> PairItem:
         """One pair with a caption that ``rng`` chooses; a BadRecord when the image does not load."""
-        image = pixels(self.image_processor, record, image_aspect=self.image_aspect)
-        return self.row(record, _choose(record.captions, rng), image)
+        return self.row(record, _choose(record.captions, rng), pixels(self.image_processor, record))
 
     def row(self, record: CaptionedImage, caption: str, pixel_values: Tensor) -> PairItem:
         """The pair of one caption and an image of shape (3, height, width).
@@ -266,9 +257,7 @@ class PairCollator:
         The CLIP row is cut to max_length and keeps its eos, where CLIP reads the text, as its own tokenizer does.
         """
         ids = [*_bos(self.tokenizer), *_token_ids(self.tokenizer, caption, record), self.tokenizer.eos_token_id]
-        clip_ids = [self.clip_tokenizer.bos_token_id, *_token_ids(self.clip_tokenizer, caption, record)]
-        clip_ids = [*clip_ids[: self.max_length - 1], self.clip_tokenizer.eos_token_id]
-        return PairItem(record.id, pixel_values, ids, clip_ids)
+        return PairItem(record.id, pixel_values, ids, self._clip_ids(caption, record))
 
     def collate(self, items: list[PairItem]) -> PairBatch:
         """The items as one batch; both captions are padded to their longest row, no label is set."""
@@ -276,8 +265,16 @@ class PairCollator:
             records=tuple(item.record for item in items),
             pixel_values=torch.stack([item.pixel_values for item in items]),
             caption=_pad([item.caption for item in items], None, self.tokenizer.pad_token_id),
-            clip_caption=_pad([item.clip_caption for item in items], None, self.clip_tokenizer.pad_token_id),
+            clip_caption=None
+            if self.clip_tokenizer is None
+            else _pad([item.clip_caption for item in items], None, self.clip_tokenizer.pad_token_id),
         )
+
+    def _clip_ids(self, caption: str, record: CaptionedImage) -> list[int]:
+        if self.clip_tokenizer is None:
+            return []
+        ids = [self.clip_tokenizer.bos_token_id, *_token_ids(self.clip_tokenizer, caption, record)]
+        return [*ids[: self.max_length - 1], self.clip_tokenizer.eos_token_id]
 
 
 def _require_ids(argument: str, tokenizer: Tokenizer, *names: str) -> None:
@@ -327,42 +324,9 @@ def _require_template(template: str, tokenizer: LanguageTokenizer, image_token_i
         chat((Turn("a", "b"), Turn("c", "d")), tokenizer)  # raises here, before training, where it cannot be used
 
 
-def _background(image_processor: ImageProcessor, image_aspect: str) -> tuple[int, ...]:
-    """The colour beside a padded image; a ValueError when the aspect is unknown or the processor has no mean colour.
-
-    Source: process_images in llava/mm_utils.py@c121f04.
-    """
-    if image_aspect not in IMAGE_ASPECTS:
-        raise ValueError(f"image_aspect={image_aspect!r}: wanted one of {', '.join(IMAGE_ASPECTS)}")
-    mean = getattr(image_processor, "image_mean", None)
-    if image_aspect == "pad" and mean is None:
-        raise ValueError('image_aspect="pad": the image processor has no image_mean to pad with; use "square"')
-    return tuple(int(share * 255) for share in mean or ())
-
-
-def pad_to_square(image: Image.Image, colour: tuple[int, ...]) -> Image.Image:
-    """The image in the middle of a square of ``colour`` that just holds it.
-
-    Source: expand2square in llava/mm_utils.py@c121f04.
-    """
-    side = max(image.size)
-    square = Image.new("RGB", (side, side), colour)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
-
-
-def pixels(
-    image_processor: ImageProcessor,
-    record: CaptionedImage | Conversation,
-    number: int = 0,
-    *,
-    image_aspect: str = "square",
-) -> Tensor:
+def pixels(image_processor: ImageProcessor, record: CaptionedImage | Conversation, number: int = 0) -> Tensor:
     """The record's image, the ``number``-th of several, as the tower wants it, (3, height, width)."""
-    image = load_image(record, number)
-    if image_aspect == "pad":
-        image = pad_to_square(image, _background(image_processor, image_aspect))
-    pixels: Tensor = image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
+    pixels: Tensor = image_processor(images=[load_image(record, number)], return_tensors="pt")["pixel_values"][0]
     return pixels
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hialign.data.captions import Part, _Problems
-from hialign.data.records import IMAGE, CaptionedImage, Dataset, check_on_error
+from hialign.data.files import Problems
+from hialign.data.records import IMAGE, BadRecord, CaptionedImage, Dataset, Part, Skipped, Streamed, check_on_error
 from hialign.data.records import split as split_records
 
 
@@ -25,16 +28,59 @@ class _Cell:
 
     def read(self) -> bytes:
         """The cell's bytes, or those of the file that it names; an OSError when it has neither."""
-        cell = self.images[self.row][self.column] or {}
-        if cell.get("bytes"):
-            return bytes(cell["bytes"])
-        if cell.get("path"):
-            return Path(cell["path"]).read_bytes()
-        raise OSError("the cell is empty")
+        return _content(self.images[self.row][self.column])
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The image in a row that was read from a stream."""
+
+    name: str
+    cell: Mapping[str, Any] | None
+
+    def __str__(self) -> str:
+        return self.name
+
+    def read(self) -> bytes:
+        """The cell's bytes, or those of the file that it names; an OSError when it has neither."""
+        return _content(self.cell)
+
+    @property
+    def id(self) -> str:
+        """The file that the cell names, or a digest of its bytes: a stream has no numbers that stay the same."""
+        cell = self.cell or {}
+        if not cell.get("bytes"):
+            return str(cell.get("path") or "a row without an image")
+        digest = hashlib.blake2b(cell["bytes"], digest_size=8).hexdigest()
+        return f"{cell['path']} ({digest})" if cell.get("path") else f"image {digest}"
+
+
+class _Share:
+    """One rank's part of a stream."""
+
+    def __init__(self, name: str, rows: Any, rank: int, world_size: int) -> None:
+        from datasets.distributed import split_dataset_by_node
+
+        self.name = name
+        self.rows = split_dataset_by_node(rows, rank=rank, world_size=world_size)
+
+    def start(self, shuffle: int, state: Mapping[str, Any] | None) -> Iterator[Any]:
+        """The rows from ``state`` on, or all; datasets shuffles the files by the number of the epoch."""
+        self.rows.set_epoch(shuffle)
+        self.rows.load_state_dict(state)  # None: from the beginning
+        try:
+            yield from self.rows
+        except _UNREADABLE as error:
+            raise ValueError(f"{self.name}: it cannot be read on: {_reason(error)}; mend it, then resume") from error
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place behind the row last read."""
+        state: dict[str, Any] = self.rows.state_dict()
+        return state
 
 
 def hub_captions(
-    path: str,
+    path: str | list[str],
     *,
     name: str | None = None,
     split: str,
@@ -48,46 +94,136 @@ def hub_captions(
 ) -> Dataset[CaptionedImage]:
     """The images and captions of a data set that ``datasets.load_dataset`` reads, each row one record.
 
-    ``path`` is a hub name (``name`` its configuration, ``revision`` a commit), a parquet file, or a folder of parquet
-    files or of images with a metadata.jsonl. ``split`` is the data set's own; ``part`` and ``holdout`` divide it. A
-    caption column holds one caption or a list. A record's id is its row's number, so a hub set keeps its order and its
-    held-out part only under one ``revision``. Images are decoded when a batch needs them.
+    ``path`` is a hub name (``name`` its configuration, ``revision`` a commit), parquet files (one, a list, a pattern
+    such as ``train-*.parquet``), or a folder of parquet files or of images with a metadata.jsonl. ``split`` is the data
+    set's own; ``part`` and ``holdout`` divide it. A caption column holds one caption or a list. A record's id is its
+    row's number, so a hub set keeps its order and its held-out part only under one ``revision``. Images are decoded
+    when a batch needs them.
 
-    Bad captions raise a BadRecord or, with on_error="skip", are listed in ``skipped``; a missing set, split or column
-    always raises.
+    Bad captions raise a BadRecord or, with on_error="skip", are listed in ``skipped``; a missing set, split or column,
+    and a metadata.jsonl that datasets cannot read, always raise.
     """
     check_on_error(on_error)
     rows = _load(path, name, split, revision)
-    for argument, column in (("image_column", image_column), ("caption_column", caption_column)):
-        if column not in rows.column_names:
-            raise ValueError(f"{argument}={column!r}: {path} has the columns {sorted(rows.column_names)}")
-    problems = _Problems(path, on_error)
+    _require_columns(rows, path, image_column, caption_column)
+    label = _label(path, split)
+    problems = Problems(_label(path), on_error)
     images = _encoded(rows, path, image_column)
     records = []
     for number, value in enumerate(rows[caption_column]):
         captions = _captions(value, f"row {number}", problems)
         if captions:
-            cell = _Cell(f"{path} ({split})", images, image_column, number)
-            records.append(CaptionedImage(str(number), cell, captions))
+            records.append(CaptionedImage(str(number), _Cell(label, images, image_column, number), captions))
     parted = split_records(records, part, holdout=holdout, seed=split_seed)
-    return Dataset(f"{path} ({split})", parted, tuple(problems.skipped), on_error)
+    return Dataset(label, parted, tuple(problems.skipped), on_error)
 
 
-def _load(path: str, name: str | None, split: str, revision: str | None) -> Any:
+def hub_caption_stream(
+    path: str | list[str],
+    *,
+    name: str | None = None,
+    split: str,
+    image_column: str = "image",
+    caption_column: str = "caption",
+    revision: str | None = None,
+    shuffle_buffer: int = 1000,
+    on_error: str = "raise",
+) -> Streamed[CaptionedImage]:
+    """The same rows, read from where they lie while they are needed: nothing is downloaded or converted ahead.
+
+    The order of the files is drawn anew for each pass, then ``shuffle_buffer`` rows at a time are put into an order of
+    their own; up to two such blocks of encoded images are in memory. With several ranks each reads its own files where
+    their number divides by that of the ranks, else every so many-th row, which means reading all of them.
+
+    A record's id is the file that its image cell names, or a digest of the image. Bad rows raise a BadRecord when a
+    batch needs them or, with on_error="skip", are counted and filled from another row of the batch; there is no way to
+    hold a part of the rows out. A missing set, split or column raises here.
+    """
+    check_on_error(on_error)
+    rows = _load(path, name, split, revision, streaming=True)
+    _require_columns(rows, path, image_column, caption_column)
+    import datasets
+
+    nothing = datasets.Dataset.from_dict({column: [] for column in rows.features}, features=rows.features)
+    _encoded(nothing, path, image_column)  # that it holds images shows now and not in a worker
+    columns = [image_column, caption_column]
+    encoded = rows.select_columns(columns).cast_column(image_column, datasets.Image(decode=False))
+    label = _label(path, split)
+    record = partial(_streamed_record, name=label, columns=(image_column, caption_column), on_error=on_error)
+    return Streamed(label, partial(_Share, label, encoded), record, shuffle_buffer, on_error)
+
+
+def _streamed_record(
+    row: Mapping[str, Any], *, name: str, columns: tuple[str, str], on_error: str
+) -> tuple[CaptionedImage, tuple[Skipped, ...]]:
+    """The row's record, and the captions that were left out of it; a BadRecord when none remains."""
+    image, value = (row[column] for column in columns)
+    held = _Held(name, image)
+    problems = Problems(name, on_error)
+    captions = _captions(value, held.id, problems)
+    if not captions:
+        raise BadRecord(name, held.id, problems.skipped[-1].problem, "write a caption")
+    return CaptionedImage(held.id, held, captions), tuple(problems.skipped)
+
+
+def _label(path: str | list[str], split: str | None = None) -> str:
+    """What errors call the data set."""
+    name = path if isinstance(path, str) else ", ".join(path[:2]) + (", ..." if len(path) > 2 else "")
+    return f"{name} ({split})" if split else name
+
+
+def _content(cell: Mapping[str, Any] | None) -> bytes:
+    """The image's file content; an OSError when the cell names none."""
+    cell = cell or {}
+    if cell.get("bytes"):
+        return bytes(cell["bytes"])
+    if not cell.get("path"):
+        raise OSError("the cell is empty")
+    path = str(cell["path"])
+    if "://" not in path:
+        return Path(path).read_bytes()
+    import fsspec  # what datasets itself reads streams with: a file on the hub, or one inside an archive
+
+    with fsspec.open(path, "rb") as file:
+        return bytes(file.read())
+
+
+def _load(path: str | list[str], name: str | None, split: str, revision: str | None, *, streaming: bool = False) -> Any:
     """The table; what datasets says when there is none, with our arguments before it."""
     import datasets  # three seconds, which who reads other files need not wait
 
-    where = {"path": "parquet", "data_files": path} if path.endswith(".parquet") else {"path": path}
+    parquet = isinstance(path, list) or path.endswith(".parquet")
+    where: dict[str, Any] = {"path": "parquet", "data_files": path} if parquet else {"path": path}
     try:
-        return datasets.load_dataset(**where, name=name, split=split, revision=revision)
-    except (ValueError, OSError) as error:
+        return datasets.load_dataset(**where, name=name, split=split, revision=revision, streaming=streaming)
+    except (*_UNREADABLE, datasets.exceptions.DatasetsError) as error:
         raise ValueError(
-            f"path={path!r}, name={name!r}, split={split!r}: {error}; wanted a name on the hub, a parquet file, or a "
-            "folder of parquet files or of images with a metadata.jsonl"
+            f"path={path!r}, name={name!r}, split={split!r}: {_reason(error)}; wanted a name on the hub, a parquet "
+            "file or several, or a folder of parquet files or of images with a metadata.jsonl"
         ) from error
 
 
-def _encoded(rows: Any, path: str, column: str) -> Any:
+# What datasets lets through for files that it cannot read; pyarrow's errors derive from these.
+_UNREADABLE = (ValueError, OSError, TypeError, KeyError, NotImplementedError)
+
+
+def _reason(error: BaseException) -> str:
+    """The error's words, with those of its cause where it only says that there was one."""
+    cause = error.__cause__
+    text = str(error) if cause is None else f"{error} ({cause})"
+    return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
+
+
+def _require_columns(rows: Any, path: str | list[str], image_column: str, caption_column: str) -> None:
+    names = rows.column_names
+    if names is None:
+        raise ValueError(f"path={path!r}: it does not say which columns it has, which a stream must; use hub_captions")
+    for argument, column in (("image_column", image_column), ("caption_column", caption_column)):
+        if column not in names:
+            raise ValueError(f"{argument}={column!r}: {_label(path)} has the columns {sorted(names)}")
+
+
+def _encoded(rows: Any, path: str | list[str], column: str) -> Any:
     """The image column alone, its cells as bytes or paths; a ValueError when it holds no images."""
     import datasets
 
@@ -95,10 +231,10 @@ def _encoded(rows: Any, path: str, column: str) -> Any:
         return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors derive from these
         kind = rows.features[column]
-        raise ValueError(f"image_column={column!r}: {path} holds {kind} there; wanted images") from error
+        raise ValueError(f"image_column={column!r}: {_label(path)} holds {kind} there; wanted images") from error
 
 
-def _captions(value: Any, record: str, problems: _Problems) -> tuple[str, ...]:
+def _captions(value: Any, record: str, problems: Problems) -> tuple[str, ...]:
     """The different captions of a cell, which may be none; each bad one goes to ``problems``."""
     captions: dict[str, None] = {}
     values = value if isinstance(value, list) else [value]

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hialign.data.captions import Part, _json, _lacking, _present, _Problems, _read, _require_folder
+from hialign.data.files import Problems, existing, lacking, parse_json, read_text, require_folder
 from hialign.data.records import (
     IMAGE,
     BadRecord,
     CaptionedImage,
     Conversation,
     Dataset,
+    Part,
     Turn,
     check_on_error,
     image_path,
@@ -75,11 +76,11 @@ def llava_captions(
     return Dataset("llava_captions", parted, tuple(problems.skipped), on_error)
 
 
-def _read_records(annotations: str, images: str, on_error: str) -> tuple[list[Conversation], _Problems]:
+def _read_records(annotations: str, images: str, on_error: str) -> tuple[list[Conversation], Problems]:
     check_on_error(on_error)
-    text = _read(Path(annotations), LAYOUT)
-    _require_folder(Path(images), LAYOUT)
-    problems = _Problems(annotations, on_error)
+    text = read_text(Path(annotations), LAYOUT)
+    require_folder(Path(images), LAYOUT)
+    problems = Problems(annotations, on_error)
     seen: Counter[str] = Counter()
     records = []
     for place, entry in _entries(text, annotations, problems):
@@ -94,10 +95,10 @@ def _read_records(annotations: str, images: str, on_error: str) -> tuple[list[Co
     return _with_images(records, problems), problems
 
 
-def _entries(text: str, file: str, problems: _Problems) -> Iterator[tuple[str, Any]]:
+def _entries(text: str, file: str, problems: Problems) -> Iterator[tuple[str, Any]]:
     """(place, entry) of everything in the file; of a jsonl, every line is read alone."""
     if Path(file).suffix != ".jsonl":
-        content = _json(text, file)
+        content = parse_json(text, file)
         if not isinstance(content, list):
             found = f"a {type(content).__name__} instead of a list"
             raise BadRecord(file, "top level", found, "wanted LLaVA's format: [{id, image, conversations}, ...]")
@@ -118,7 +119,7 @@ def _named(entry: Any, place: str) -> str:
 def _record(entry: Any, folder: Path, file: str, place: str) -> Conversation:
     """The entry's conversation; a BadRecord when it is not one, or an image lies outside of the folder."""
     record = _named(entry, place)
-    problem = _lacking(entry, {"id": (str, int), "conversations": list})
+    problem = lacking(entry, {"id": (str, int), "conversations": list})
     if problem:
         raise BadRecord(file, record, problem, "wanted id and conversations")
     names = entry.get("image", [])
@@ -142,7 +143,7 @@ def _bad_turns(messages: list[Any]) -> str:
     """What keeps the messages from being a human's and the model's by turns; empty when nothing does."""
     for number, message in enumerate(messages):
         wanted = ("human", "gpt")[number % 2]
-        problem = _lacking(message, {"from": str, "value": str})
+        problem = lacking(message, {"from": str, "value": str})
         if not problem and message["from"] != wanted:
             problem = f"from={message['from']!r} where {wanted!r} was wanted"
         if not problem and wanted == "gpt":
@@ -158,10 +159,10 @@ def _bad_answer(answer: str) -> str:
     return f"the answer contains the placeholder {IMAGE}" if IMAGE in answer else ""
 
 
-def _with_images(records: Iterable[Conversation], problems: _Problems) -> list[Conversation]:
+def _with_images(records: Iterable[Conversation], problems: Problems) -> list[Conversation]:
     """The records whose images are all there; the others go to ``problems``."""
     records = list(records)
-    present = _present(path for record in records for path in record.images if isinstance(path, Path))
+    present = existing(path for record in records for path in record.images if isinstance(path, Path))
     whole = [record for record in records if all(path in present for path in record.images)]
     if len(whole) < len(records):
         kept = {record.id for record in whole}

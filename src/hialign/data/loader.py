@@ -1,205 +1,70 @@
-"""Endless batches whose order depends on the seed alone, not on ranks, workers or restarts."""
+"""Endless batches in an order that the seed decides, made by worker processes, resumed after any step."""
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-import zlib
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Generic, Protocol, TypeVar
+from multiprocessing.process import BaseProcess
+from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from hialign.batch import Batch
-from hialign.data.records import BadRecord, Dataset, Mixture, Skipped
+from hialign.data.indexed import IndexedOrder
+from hialign.data.order import B_co, Collator, Division, Items, Order
+from hialign.data.records import AnyData, BadRecord, Dataset, Mixture, Skipped, Streamed
+from hialign.data.streamed import StreamedOrder
+from hialign.data.workers import ignore_signals, quiet_start, uninterrupted, watched
 
 B = TypeVar("B", bound=Batch)
-B_co = TypeVar("B_co", bound=Batch, covariant=True)
-Key = tuple[int, int, int]  # which dataset, its epoch, the record's index in it
-
-# The second word of every random stream. Without it [seed, 0] and [seed, 0, 0] would be one stream: numpy pads
-# short seeds with zeros.
-_PERMUTATION, _CHOICE, _ITEM = 1, 2, 3
-_MAX_BAD = 20
-_POOL = 50  # batches that are sorted by length together: enough for like lengths, too few for like epochs
-
-
-class Collator(Protocol[B_co]):
-    """What turns records into batches; it may be copied into worker processes."""
-
-    def encode(self, record: Any, rng: np.random.Generator) -> Any:
-        """One item: load the image, make every random choice with ``rng``, tokenise."""
-
-    def collate(self, items: list[Any]) -> B_co:
-        """The items as one batch, row i from item i."""
-
-
-@dataclass(frozen=True)
-class _Position:
-    """How many global batches were made, and how many rows of them came from each dataset."""
-
-    batches: int
-    drawn: tuple[int, ...]
-
-
-class _Order:
-    """The keys of each global batch, a pure function of the seed and the position.
-
-    With ``lengths``, of each dataset the images and the words of every record, rows of like length come together.
-    """
-
-    def __init__(
-        self,
-        sizes: tuple[int, ...],
-        weights: tuple[float, ...],
-        batch_size: int,
-        seed: int,
-        lengths: tuple[np.ndarray, ...] | None,
-    ) -> None:
-        self.sizes, self.batch_size, self.seed, self.lengths = sizes, batch_size, seed, lengths
-        self.shares = np.asarray(weights) / sum(weights)
-        self._permutations: dict[int, tuple[int, np.ndarray]] = {}  # dataset -> its last epoch and order
-
-    def start(self) -> _Position:
-        return _Position(0, (0,) * len(self.sizes))
-
-    def after(self, position: _Position) -> _Position:
-        """The position one global batch later."""
-        counts = np.bincount(self._choices(position.batches), minlength=len(self.sizes))
-        drawn = tuple(before + int(count) for before, count in zip(position.drawn, counts, strict=True))
-        return _Position(position.batches + 1, drawn)
-
-    def keys(self, position: _Position) -> list[Key]:
-        """The keys of the global batch at ``position``, batch_size of them."""
-        drawn = list(position.drawn)
-        keys = []
-        for which in self._choices(position.batches).tolist():
-            epoch, place = divmod(drawn[which], self.sizes[which])
-            keys.append((which, epoch, int(self._permutation(which, epoch)[place])))
-            drawn[which] += 1
-        return keys
-
-    def _choices(self, batch: int) -> np.ndarray:
-        """The dataset of each row."""
-        rng = np.random.default_rng([self.seed, _CHOICE, batch])
-        return rng.choice(len(self.sizes), size=self.batch_size, p=self.shares)
-
-    def _permutation(self, which: int, epoch: int) -> np.ndarray:
-        if which not in self._permutations or self._permutations[which][0] != epoch:
-            rng = np.random.default_rng([self.seed, _PERMUTATION, which, epoch])
-            order = rng.permutation(self.sizes[which])
-            if self.lengths is not None:
-                begun = -epoch * self.sizes[which] % self.batch_size
-                order = _grouped(order, self.lengths[which], self.batch_size, begun, rng)
-            self._permutations[which] = (epoch, order)
-        return self._permutations[which][1]
-
-
-def _grouped(
-    order: np.ndarray, lengths: np.ndarray, batch_size: int, begun: int, rng: np.random.Generator
-) -> np.ndarray:
-    """The entries of ``order`` so that a batch's are of like length, and all with images or all without.
-
-    The first ``begun`` rows fill the batch that the last epoch ended in, and what is left over at the end begins the
-    next epoch's; only these, and at most one batch between, may mix.
-
-    Source: the idea of get_modality_length_grouped_indices in llava/train/llava_trainer.py@c121f04.
-    Differs: that sorts within each step's rows only; here rows of like length come from the next 50 batches.
-    """
-    batches: list[np.ndarray] = []
-    rest: list[int] = []
-    for kind in (lengths[order, 0] > 0, lengths[order, 0] == 0):
-        ours = order[kind]
-        whole = len(ours) // batch_size * batch_size
-        rest.extend(ours[whole:].tolist())
-        for start in range(0, whole, batch_size * _POOL):
-            pool = ours[start : min(start + batch_size * _POOL, whole)]
-            images, words = lengths[pool].T
-            batches.extend(np.split(pool[np.lexsort((words, images))], len(pool) // batch_size))
-    batches = [batches[i] for i in rng.permutation(len(batches))]
-    while len(rest) < begun and batches:
-        rest.extend(batches.pop().tolist())
-    mixed = [np.asarray(rest[i : i + batch_size], dtype=order.dtype) for i in range(begun, len(rest), batch_size)]
-    return np.concatenate([np.asarray(rest[:begun], dtype=order.dtype), *batches, *mixed])
 
 
 @dataclass(frozen=True)
 class _Made(Generic[B_co]):
-    """A micro-batch and the records that were replaced in it, by dataset and index."""
+    """A micro-batch and what was left out while it was made."""
 
     batch: B_co
-    skipped: dict[tuple[int, int], Skipped]
+    skipped: list[Skipped]
 
 
 class _Maker(TorchDataset[Any], Generic[B]):
-    """Keys to micro-batches; the part of a Loader that worker processes hold."""
+    """Rows to micro-batches; the part of a Loader that worker processes hold."""
 
-    def __init__(self, datasets: tuple[Dataset[Any], ...], collator: Collator[B], seed: int) -> None:
-        self.datasets, self.collator, self.seed = datasets, collator, seed
+    def __init__(self, items: Items, collator: Collator[B]) -> None:
+        self.items, self.collator = items, collator
 
-    def __getitem__(self, keys: list[Key]) -> _Made[B] | BadRecord:
-        """The micro-batch of ``keys``, or the error: raised in a worker, it would come wrapped in a traceback."""
-        used = {(which, index) for which, _, index in keys}
-        skipped: dict[tuple[int, int], Skipped] = {}
+    def __getitem__(self, rows: list[Any]) -> _Made[B] | BadRecord:
+        """The micro-batch of ``rows``, or the error: raised in a worker, it would come wrapped in a traceback."""
+        skipped: list[Skipped] = []
         try:
-            items = [self._item(key, used, skipped) for key in keys]
-            return _Made(self.collator.collate(items), skipped)
+            return _Made(self.collator.collate(self.items(rows, self.collator, skipped)), skipped)
         except BadRecord as error:
             return error
-
-    def _item(self, key: Key, used: set[tuple[int, int]], skipped: dict[tuple[int, int], Skipped]) -> Any:
-        """The item of ``key`` or, where bad records are skipped, of the next good record that is not in ``used``."""
-        which, epoch, _ = key
-        data = self.datasets[which]
-        errors = []
-        for index in islice(self._candidates(key, used), _MAX_BAD):
-            rng = np.random.default_rng([self.seed, _ITEM, which, epoch, index])
-            used.add((which, index))
-            try:
-                return self.collator.encode(data.records[index], rng)
-            except BadRecord as error:
-                if data.on_error == "raise":
-                    raise
-                skipped[which, index] = Skipped(error.file, error.record, error.problem)
-                errors.append(error)
-        raise BadRecord(
-            errors[0].file,
-            errors[0].record,
-            f"this and the next {len(errors) - 1} records of dataset {data.name!r} are all bad: {errors[0].problem}",
-            f"mend the dataset ({errors[0].fix})",
-        )
-
-    def _candidates(self, key: Key, used: set[tuple[int, int]]) -> Iterator[int]:
-        """The key's record, those behind it that are not in the micro-batch, and last, rather than none, the others."""
-        which, _, index = key
-        size = len(self.datasets[which])
-        taken = frozenset(used)  # as it is now: what is tried below must not come again as one of the others
-        behind = [(index + step) % size for step in range(1, min(size, len(taken) + _MAX_BAD + 1))]
-        yield index
-        yield from (other for other in behind if (which, other) not in taken)
-        yield from (other for other in behind if (which, other) in taken)
 
 
 class Loader(Generic[B]):
     """Endless micro-batches of a dataset or a mixture, in an order that only the seed decides.
 
     ``batch_size`` counts the rows of one optimiser step over all ranks; rank r of W takes rows [r*B/W, (r+1)*B/W) of
-    it. A dataset is walked epoch by epoch, each in its own permutation; a batch may run into the next epoch. The row
-    that replaces a bad record is chosen within its micro-batch, and is all that the division into ranks can change.
+    it. A dataset is walked epoch by epoch, each in its own order; a batch may run into the next epoch.
+
+    A dataset with any record at hand has one permutation an epoch, and the row that replaces a bad record, chosen
+    within its micro-batch, is all that the division into ranks can change. A streamed one is put in order block by
+    block, each rank reads its own share, and a bad record is filled from another one of its micro-batch: there the
+    rows of a step depend on the number of ranks and a state is one rank's own.
 
     With ``group_by_length`` the rows of a batch are of like length, and text-only ones have batches of their own where
     their number allows, which saves padding. In a mixture this holds of each dataset's share of a batch.
+
+    ``name`` is what errors call the stream.
     """
 
     def __init__(
         self,
-        data: Dataset[Any] | Mixture,
+        data: AnyData,
         collator: Collator[B],
         *,
         batch_size: int,
@@ -209,52 +74,61 @@ class Loader(Generic[B]):
         rank: int = 0,
         world_size: int = 1,
         group_by_length: bool = False,
+        name: str | None = None,
         on_skip: Callable[[Skipped], None],
     ) -> None:
         if seed < 0:
             raise ValueError(f"seed={seed}: wanted 0 or more")
         _check_sizes(batch_size, micro_batch_size, rank, world_size)
-        datasets = data.datasets if isinstance(data, Mixture) else (data,)
-        weights = data.weights if isinstance(data, Mixture) else (1.0,)
-        lengths = tuple(_lengths(dataset) for dataset in datasets) if group_by_length else None
-        self._order = _Order(tuple(len(dataset) for dataset in datasets), weights, batch_size, seed, lengths)
-        self._maker = _Maker(datasets, collator, seed)
+        self.data, self.collator, self.workers = data, collator, workers
+        self.micro_batch_size = micro_batch_size
+        self.name = name or ", ".join(dataset.name for dataset in _datasets(data))
+        self._order = _order(data, Division(batch_size, rank, world_size), seed, group_by_length=group_by_length)
+        self._maker = _Maker(self._order.items, collator)
         self._position = self._order.start()
-        self._fixed = _identity(datasets, weights, batch_size, seed)
-        if group_by_length:  # absent otherwise, as in the states from before there was a choice
-            self._fixed["group_by_length"] = True
-        self._micro_batch_size, self._rank, self._rows = micro_batch_size, rank, batch_size // world_size
-        self._workers = workers
+        self._ahead: deque[Any] = deque()  # the position behind each step that was handed to workers
+        self._rows = batch_size // world_size
         self._on_skip = on_skip
-        self._reported: set[tuple[int, int]] = set()
+        self._reported: set[Skipped] = set()
         self._iterator: Iterator[_Made[B] | BadRecord] | None = None
 
     def next(self) -> list[B]:
         """This rank's micro-batches of the next optimiser step.
 
-        A BadRecord, or the death of a worker, leaves the position where it was.
+        A BadRecord, or a WorkerDied, leaves the position where it was.
         """
-        if self._iterator is None:
-            self._iterator = self._start()
         try:
-            batches = [self._deliver(next(self._iterator)) for _ in range(self._rows // self._micro_batch_size)]
+            batches = [self._take() for _ in range(self._rows // self.micro_batch_size)]
         except BaseException:
             self.close()  # the iterator is in the middle of a step; the position is not
             raise
-        self._position = self._order.after(self._position)
+        self._position = self._ahead.popleft()
         return batches
 
     def peek(self) -> B:
-        """The first micro-batch of what ``next`` gives, made here and now; the position stays."""
-        return self._deliver(self._maker[self._micro_batches(self._position)[0]])
+        """The first micro-batch of what ``next`` gives, made here and now; the position stays, workers end."""
+        if self._iterator is not None:
+            self.close()  # there is one walk through an order at a time
+        rows, _ = next(self._order.steps(self._position))
+        return self._deliver(self._maker[rows[: self.micro_batch_size]])
+
+    def trial(self) -> Generator[B, None, None]:
+        """The micro-batches that ``next`` would give, made as for it; the position stays, workers end with it."""
+        self.close()
+        try:
+            while True:
+                yield self._take()
+        finally:
+            self.close()
 
     def state_dict(self) -> dict[str, Any]:
         """The position after the steps delivered so far, and what it is a position in; goes through json."""
-        return {**self._fixed, "batches": self._position.batches, "drawn": list(self._position.drawn)}
+        return {**self._order.fixed, **self._order.state(self._position)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to the position of ``state``; a ValueError names the field in which its loader was another one."""
-        for field, ours in {"group_by_length": False, **self._fixed, "batches": None, "drawn": None}.items():
+        free = dict.fromkeys(self._order.state(self._position))
+        for field, ours in {"group_by_length": False, **self._order.fixed, **free}.items():
             if field not in state and field != "group_by_length":
                 raise ValueError(f"loader state has no field {field!r}; wanted one that Loader.state_dict made")
             if ours is not None and state.get(field, False) != ours:
@@ -263,59 +137,89 @@ class Loader(Generic[B]):
                     "resume with the seed, batch size and data that the state was saved with"
                 )
         self.close()
-        self._position = _Position(state["batches"], tuple(state["drawn"]))
+        self._position = self._order.position(state)
 
     @property
-    def examples_per_epoch(self) -> int:
-        """The records of all datasets together."""
-        return sum(self._order.sizes)
+    def examples_per_epoch(self) -> int | None:
+        """The records of all datasets together; None of streamed ones, where nobody knows."""
+        return self._order.examples_per_epoch
 
     @property
     def epochs(self) -> float:
-        """Rows delivered to all ranks so far, over examples_per_epoch."""
-        return sum(self._position.drawn) / self.examples_per_epoch
+        """Rows delivered to all ranks so far, over examples_per_epoch; of streamed data the passes finished."""
+        return self._order.epochs(self._position)
+
+    @property
+    def processes(self) -> list[BaseProcess]:
+        """The workers that are at work."""
+        return list(getattr(self._iterator, "_workers", ()))  # torch has no public way
 
     def close(self) -> None:
         """End the workers, after the micro-batch that each is at; ``next`` starts new ones."""
         # torch ends them when the iterator is freed and has no public way; a traceback can keep the iterator alive.
         shutdown = getattr(self._iterator, "_shutdown_workers", None)
         self._iterator = None
+        self._ahead.clear()
         if shutdown is not None:
             shutdown()
+
+    def _take(self) -> B:
+        """The next micro-batch of what workers are at; after an error they must be closed."""
+        with uninterrupted():
+            if self._iterator is None:
+                self._iterator = self._start()
+            with watched(self.processes, self.name):
+                made = next(self._iterator)
+        return self._deliver(made)
 
     def _start(self) -> Iterator[_Made[B] | BadRecord]:
         loader: DataLoader[Any] = DataLoader(
             self._maker,
-            sampler=self._upcoming(self._position),
+            sampler=self._upcoming(),
             batch_size=None,
-            num_workers=self._workers,
+            num_workers=self.workers,
             collate_fn=_as_is,
-            worker_init_fn=_ignore_signals,
+            worker_init_fn=ignore_signals,
             # Its own generator: torch draws the workers' seeds from it, by default from the global one.
             generator=torch.Generator(),
         )
-        return iter(loader)
+        with quiet_start():
+            return iter(loader)
 
-    def _upcoming(self, position: _Position) -> Iterator[list[Key]]:
-        while True:
-            yield from self._micro_batches(position)
-            position = self._order.after(position)
-
-    def _micro_batches(self, position: _Position) -> list[list[Key]]:
-        """The keys of this rank's micro-batches."""
-        first = self._rank * self._rows
-        keys = self._order.keys(position)[first : first + self._rows]
-        return [keys[i : i + self._micro_batch_size] for i in range(0, len(keys), self._micro_batch_size)]
+    def _upcoming(self) -> Iterator[list[Any]]:
+        """The rows of this rank's micro-batches from the position on; workers are given them ahead of delivery."""
+        for rows, after in self._order.steps(self._position):
+            self._ahead.append(after)
+            yield from (rows[i : i + self.micro_batch_size] for i in range(0, len(rows), self.micro_batch_size))
 
     def _deliver(self, made: _Made[B] | BadRecord) -> B:
         """The batch; every record skipped in it is reported unless it was before."""
         if isinstance(made, BadRecord):
             raise made
-        for record, skipped in made.skipped.items():
-            if record not in self._reported:
-                self._reported.add(record)
+        for skipped in made.skipped:
+            if skipped not in self._reported:
+                self._reported.add(skipped)
                 self._on_skip(skipped)
         return made.batch
+
+
+def _datasets(data: AnyData) -> tuple[Dataset[Any] | Streamed[Any], ...]:
+    return data.datasets if isinstance(data, Mixture) else (data,)
+
+
+def _order(data: AnyData, division: Division, seed: int, *, group_by_length: bool) -> Order:
+    """The order that suits the kind of data; a Mixture has one kind only."""
+    datasets, weights = _datasets(data), data.weights if isinstance(data, Mixture) else (1.0,)
+    streamed = tuple(dataset for dataset in datasets if isinstance(dataset, Streamed))
+    if not streamed:
+        indexed = tuple(dataset for dataset in datasets if isinstance(dataset, Dataset))
+        return IndexedOrder(indexed, weights, division, seed, group_by_length=group_by_length)
+    if group_by_length:
+        raise ValueError(
+            f"group_by_length: {streamed[0].name} is streamed, and the lengths of its rows are not known ahead; set "
+            "group_by_length=false"
+        )
+    return StreamedOrder(streamed, weights, division, seed)
 
 
 def _check_sizes(batch_size: int, micro_batch_size: int, rank: int, world_size: int) -> None:
@@ -334,49 +238,6 @@ def _check_sizes(batch_size: int, micro_batch_size: int, rank: int, world_size: 
         )
 
 
-def _identity(
-    datasets: tuple[Dataset[Any], ...], weights: tuple[float, ...], batch_size: int, seed: int
-) -> dict[str, Any]:
-    """What must be the same for a position to mean the same rows; ``ids`` is a checksum of each dataset's ids."""
-    return {
-        "seed": seed,
-        "batch_size": batch_size,
-        "sizes": [len(dataset) for dataset in datasets],
-        "ids": [zlib.crc32("\n".join(record.id for record in dataset.records).encode()) for dataset in datasets],
-        "weights": list(weights),
-    }
-
-
-def _lengths(dataset: Dataset[Any]) -> np.ndarray:
-    """The number of images and of words of each record, (records, 2)."""
-    try:
-        return np.asarray([(len(record.images), record.words) for record in dataset.records])
-    except AttributeError as error:
-        raise ValueError(
-            f"group_by_length: the records of dataset {dataset.name!r} lack what tells their length ({error}); "
-            "use group_by_length=False"
-        ) from error
-
-
 def _as_is(made: Any) -> Any:
     """The maker's answer as it came; torch's default would convert it."""
     return made
-
-
-def _ignore_signals(_worker: int) -> None:
-    """Leave signals to the main process: schedulers send theirs, and terminals Ctrl-C, to the workers as well.
-
-    A worker that died of one would end the training before it has saved its checkpoint.
-    """
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # macOS has none; there a SIGTERM still ends a worker
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent, daemon=True).start()
-
-
-def _obey_parent() -> None:
-    """End this worker on the SIGTERM by which the main process ends its children when it exits, on no other."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)

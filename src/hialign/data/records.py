@@ -6,14 +6,14 @@ import io
 import math
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 class Record(Protocol):
@@ -35,6 +35,7 @@ class EncodedImage(Protocol):
 
 
 ImageSource = Path | EncodedImage
+Part = Literal["train", "heldout"]
 IMAGE = "<image>"  # where an image stands in a turn; the model's own image token takes its place when it is tokenised
 
 
@@ -138,11 +139,42 @@ class Dataset(Generic[R_co]):
         return len(self.records)
 
 
+class Share(Protocol):
+    """One rank's part of a stream of raw rows, which are whatever ``Streamed.record`` reads."""
+
+    def start(self, shuffle: int, state: Mapping[str, Any] | None) -> Iterator[Any]:
+        """The rows of a pass from ``state`` on, or all; ``shuffle``, above 0, decides the order of the files."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place behind the last row that was read, in the pass under way; goes through json."""
+
+
+@dataclass(frozen=True)
+class Streamed(Generic[R_co]):
+    """Named records that are read one behind the other, how many there are unknown.
+
+    ``share(rank, world_size)`` is one rank's part of the stream. Blocks of ``shuffle_buffer`` raw rows are read and
+    each is put into an order of its own. ``record`` makes a row's record, and says what of the row it left out; a
+    BadRecord when nothing is left. ``on_error`` is "raise" or "skip".
+    """
+
+    name: str
+    share: Callable[[int, int], Share]
+    record: Callable[[Any], tuple[R_co, tuple[Skipped, ...]]]
+    shuffle_buffer: int
+    on_error: str = "raise"
+
+    def __post_init__(self) -> None:
+        check_on_error(self.on_error)
+        if self.shuffle_buffer < 1:
+            raise ValueError(f"shuffle_buffer={self.shuffle_buffer}: wanted 1 or more rows")
+
+
 @dataclass(frozen=True)
 class Mixture:
-    """Datasets and the weight with which each row of a batch is drawn from them."""
+    """Datasets, streamed all or none, and the weight with which each row of a batch is drawn from them."""
 
-    datasets: tuple[Dataset[Any], ...]
+    datasets: tuple[Dataset[Any], ...] | tuple[Streamed[Any], ...]
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
@@ -152,14 +184,24 @@ class Mixture:
             )
         if not all(weight > 0 and math.isfinite(weight) for weight in self.weights):
             raise ValueError(f"mix: weights={list(self.weights)}: each must be a finite number above 0")
+        streamed = [dataset.name for dataset in self.datasets if isinstance(dataset, Streamed)]
+        if streamed and len(streamed) < len(self.datasets):
+            others = [dataset.name for dataset in self.datasets if dataset.name not in streamed]
+            raise ValueError(
+                f"mix: {streamed} are streamed and {others} are not; stream all of them, or none (hub_captions reads "
+                "what hub_caption_stream streams)"
+            )
 
 
-def mix(datasets: list[Dataset[Any]], weights: list[float]) -> Mixture:
+AnyData = Dataset[Any] | Streamed[Any] | Mixture
+
+
+def mix(datasets: list[Dataset[Any]] | list[Streamed[Any]], weights: list[float]) -> Mixture:
     """The mixture of ``datasets``, each row drawn from one of them in proportion to ``weights``."""
-    return Mixture(tuple(datasets), tuple(float(weight) for weight in weights))
+    return Mixture(tuple(datasets), tuple(float(weight) for weight in weights))  # type: ignore[arg-type]
 
 
-def split(records: Sequence[R], part: Literal["train", "heldout"], *, holdout: float, seed: int) -> list[R]:
+def split(records: Sequence[R], part: Part, *, holdout: float, seed: int) -> list[R]:
     """The records of one part, ordered by id.
 
     A seeded permutation of the records ordered by id chooses round(holdout * n) held-out ones, at least one when
@@ -199,9 +241,11 @@ def load_image(record: CaptionedImage | Conversation, number: int = 0) -> Image.
             return image.convert("RGB")
     # Pillow's decoders let more than OSError out for broken files; each of these was seen or is documented.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        # Pillow's words hold an address here, which would make every report of one record another one
+        words = "of no known format" if isinstance(error, UnidentifiedImageError) else error
         raise BadRecord(
             str(source),
             record.id,
-            f"the image cannot be read ({type(error).__name__}: {error})",
+            f"the image cannot be read ({type(error).__name__}: {words})",
             "get the file again, or leave it out with on_error=skip (in training: data.on_error=skip)",
         ) from error

@@ -1,4 +1,4 @@
-"""Turns to text, and which of its tokens are to be predicted."""
+"""Turns to text, which of its tokens are to be predicted, and the same layouts as jinja for whoever asks a model."""
 
 from __future__ import annotations
 
@@ -16,18 +16,51 @@ V1_SYSTEM = (
 )
 
 
+TEMPLATES = ("plain_eos", "plain", "v1", "chat")
+
+# A message's content as training writes a question: a string as it is, of parts the images first.
+_SAID = (
+    "{%- macro said(content) -%}{%- if content is string -%}{{ content | trim }}{%- else -%}"
+    "{%- set pictures = content | selectattr('type', 'equalto', 'image') | list | length -%}"
+    "{%- set words = content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') | trim -%}"
+    "{{ (('IMAGE' ~ BETWEEN) * pictures ~ words) | trim }}{%- endif -%}{%- endmacro -%}"
+)
+_PLAIN = "{%- for message in messages -%}{{ said(message['content']) }}{%- endfor -%}"
+_V1 = (
+    "{%- if messages[0]['role'] == 'system' -%}{{ said(messages[0]['content']) }}{%- set turns = messages[1:] -%}"
+    "{%- else -%}{{ SYSTEM }}{%- set turns = messages -%}{%- endif -%}{{ ' ' }}"
+    "{%- for turn in turns -%}{%- if turn['role'] == 'user' -%}{{ 'USER: ' ~ said(turn['content']) }}"
+    "{%- if add_generation_prompt or not loop.last -%}{{ ' ASSISTANT:' }}{%- endif -%}"
+    "{%- else -%}{{ ' ' ~ said(turn['content']) ~ eos_token }}{%- endif -%}{%- endfor -%}"
+)
+_CHAT = (
+    "{%- set flat = namespace(messages=[]) -%}{%- for message in messages -%}"
+    "{%- set flat.messages = flat.messages + [dict(message, content=said(message['content']))] -%}{%- endfor -%}"
+    "{%- set messages = flat.messages -%}"
+)
+
+
 class FastTokenizer(Protocol):
     """What is used of a transformers tokenizer that knows where in the text its tokens lie."""
 
     is_fast: bool
     chat_template: Any
+    bos_token: Any
+    bos_token_id: Any
     eos_token: Any
+    eos_token_id: Any
 
     def __call__(self, text: str, *, add_special_tokens: bool, return_offsets_mapping: bool) -> Mapping[str, Any]: ...
 
     def get_added_vocab(self) -> dict[str, int]: ...
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], *, tokenize: bool) -> Any: ...
+    def apply_chat_template(
+        self, conversation: list[dict[str, str]], *, tokenize: bool, add_generation_prompt: bool = False
+    ) -> Any: ...
+
+    def get_chat_template(self) -> str: ...
+
+    def decode(self, token_ids: list[int]) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -105,6 +138,71 @@ def tokenise(segments: Iterable[Segment], tokenizer: FastTokenizer, image_token:
     return list(encoded["input_ids"]), supervised
 
 
+def starts_with_bos(template: str, text: str, tokenizer: FastTokenizer) -> bool:
+    """Whether a row of ``template`` whose text is ``text`` gets the bos token before it.
+
+    A chat template writes its own, and where it does not, the tokenizer may: a processor that is handed the text then
+    lets it.
+    """
+    if tokenizer.bos_token_id is None or text.startswith(tokenizer.bos_token):
+        return False
+    return template != "chat" or adds_bos(tokenizer)
+
+
+def adds_bos(tokenizer: FastTokenizer) -> bool:
+    """Whether the tokenizer puts its bos token before what it is given."""
+    ids = tokenizer("a", add_special_tokens=True, return_offsets_mapping=False)["input_ids"]
+    return tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+
+
+def as_jinja(template: str, tokenizer: FastTokenizer, image_token: str) -> str:
+    """The layout as a processor's chat template: its prompt is, token by token, what a row holds before its answer.
+
+    The layouts ``plain`` and ``plain_eos`` were trained without a question; what is asked comes behind the image all
+    the same, to be gone on with.
+    """
+    between = "''" if template in ("plain", "plain_eos") else "'\\n'"
+    said = _SAID.replace("IMAGE", image_token).replace("BETWEEN", between)
+    if template == "chat":
+        return said + _CHAT + tokenizer.get_chat_template() + _unprompted(tokenizer)
+    bos = "{{ bos_token }}" if tokenizer.bos_token_id is not None and not adds_bos(tokenizer) else ""
+    body = _V1.replace("SYSTEM", repr(V1_SYSTEM)) if template == "v1" else _PLAIN
+    return said + bos + body
+
+
+def _unprompted(tokenizer: FastTokenizer) -> str:
+    """What a chat template shows before an answer beyond its own prompt, as jinja to be added to it.
+
+    Some write an empty block of thoughts there, which a row of training then holds too. A ValueError where the prompt
+    is no beginning of what an answer follows on.
+    """
+    before, between, _ = _between(2, tokenizer)
+    question = _marks(1)
+    rendered = tokenizer.apply_chat_template(
+        [{"role": "user", "content": question[0]}], tokenize=False, add_generation_prompt=True
+    )
+    prompt = str(rendered).removeprefix(before + question[0])
+    if not between.startswith(prompt):
+        raise ValueError(
+            f"the chat template asks for an answer with {prompt!r} and shows answers behind {between!r}; use the "
+            "template v1"
+        )
+    rest = between.removeprefix(prompt)
+    return f"{{%- if add_generation_prompt -%}}{{{{ {rest!r} }}}}{{%- endif -%}}" if rest else ""
+
+
+def end_ids(template: str, tokenizer: FastTokenizer, image_token: str) -> list[int]:
+    """The tokens that end an answer of ``template``, where generation is to stop."""
+    if template in ("plain_eos", "v1"):
+        return [tokenizer.eos_token_id]
+    turns = (Turn(IMAGE, "a"),)
+    segments = chat(turns, tokenizer) if template == "chat" else plain(turns)
+    ids, supervised = tokenise(segments, tokenizer, image_token)
+    last = [token for token, wanted in zip(ids, supervised, strict=True) if wanted][-1]
+    # a tokenizer that drops line ends leaves `plain` without an end
+    return [last] if template == "chat" or not str(tokenizer.decode([last])).strip() else []
+
+
 def _question(turn: Turn) -> str:
     """The question, behind its image and a line end. Where there are several images, they stay where they are.
 
@@ -121,9 +219,14 @@ def _render(contents: Sequence[str], tokenizer: FastTokenizer) -> str:
     return str(tokenizer.apply_chat_template(messages, tokenize=False))
 
 
+def _marks(count: int) -> list[str]:
+    """Stand-ins for contents, from Unicode's private use area, so in no template."""
+    return [f"\ue000{number}\ue001" for number in range(count)]
+
+
 def _between(count: int, tokenizer: FastTokenizer) -> list[str]:
     """What the chat template writes before, between and after ``count`` contents."""
-    marks = [f"\ue000{number}\ue001" for number in range(count)]  # from Unicode's private use area, so in no template
+    marks = _marks(count)
     text = _render(marks, tokenizer)
     if re.findall("\ue000[0-9]+\ue001", text) != marks:
         raise ValueError("the chat template does not show every turn's text once and in order; use the template v1")

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hialign.data.captions import Part, _json, _lacking, _present, _Problems, _read, _require_folder
-from hialign.data.records import IMAGE, BadRecord, Conversation, Dataset, Turn, check_on_error, image_path, split
+from hialign.data.files import Problems, existing, lacking, parse_json, read_text, require_folder
+from hialign.data.records import IMAGE, BadRecord, Conversation, Dataset, Part, Turn, check_on_error, image_path, split
 
 # What LLaVA-1.5 was trained to answer in one word after: arXiv:2310.03744, section 3.2.
 SHORT_ANSWER = "Answer the question using a single word or phrase."
@@ -40,12 +40,12 @@ def vqa_v2(
     check_on_error(on_error)
     _check_name(image_name)
     asked = _list_of(questions, "questions")
-    _require_folder(Path(images), LAYOUT)
-    problems = _Problems(questions, on_error)
+    require_folder(Path(images), LAYOUT)
+    problems = Problems(questions, on_error)
     records = _questions(asked, Path(images), image_name, problems)
     skipped = problems.skipped
     if annotations is not None:
-        answering = _Problems(annotations, on_error)
+        answering = Problems(annotations, on_error)
         answers = _answers(_list_of(annotations, "annotations"), answering)
         ids = {str(entry.get("question_id")) for entry in asked if isinstance(entry, dict)}  # those skipped included
         records = _answered(records, answers, ids, answering)
@@ -66,18 +66,18 @@ def _check_name(image_name: str) -> None:
 
 
 def _list_of(file: str, key: str) -> list[Any]:
-    content = _json(_read(Path(file), LAYOUT), file)
+    content = parse_json(read_text(Path(file), LAYOUT), file)
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
         found = f"the keys {sorted(content)[:10]}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise BadRecord(file, "top level", f"no list {key!r} in {found}", f'wanted a VQAv2 file: {{"{key}": []}}')
     return list(content[key])
 
 
-def _questions(entries: list[Any], folder: Path, image_name: str, problems: _Problems) -> list[Conversation]:
+def _questions(entries: list[Any], folder: Path, image_name: str, problems: Problems) -> list[Conversation]:
     """The questions whose image is there, with empty answers; the others go to ``problems``."""
     records: dict[str, Conversation] = {}
     for number, entry in enumerate(entries):
-        problem = _lacking(entry, {"question_id": (int, str), "image_id": int, "question": str})
+        problem = lacking(entry, {"question_id": (int, str), "image_id": int, "question": str})
         if not problem and (not entry["question"].strip() or IMAGE in entry["question"]):
             problem = f"question={entry['question']!r}"
         if not problem and str(entry["question_id"]) in records:
@@ -89,7 +89,7 @@ def _questions(entries: list[Any], folder: Path, image_name: str, problems: _Pro
         path = image_path(folder, name, file=problems.file, record=record)
         turn = Turn(f"{IMAGE}\n{entry['question'].strip()}\n{SHORT_ANSWER}", "")
         records[record] = Conversation(record, (path,), (turn,))
-    present = _present(path for record in records.values() for path in record.images if isinstance(path, Path))
+    present = existing(path for record in records.values() for path in record.images if isinstance(path, Path))
     missing = [record.id for record in records.values() if record.images[0] not in present]
     if missing:
         first = records[missing[0]].images[0]
@@ -97,11 +97,11 @@ def _questions(entries: list[Any], folder: Path, image_name: str, problems: _Pro
     return [record for record in records.values() if record.images[0] in present]
 
 
-def _answers(entries: list[Any], problems: _Problems) -> dict[str, str]:
+def _answers(entries: list[Any], problems: Problems) -> dict[str, str]:
     """Each question's answer; entries without one go to ``problems``."""
     answers: dict[str, str] = {}
     for number, entry in enumerate(entries):
-        problem = _lacking(entry, {"question_id": (int, str), "multiple_choice_answer": str})
+        problem = lacking(entry, {"question_id": (int, str), "multiple_choice_answer": str})
         if not problem and (not entry["multiple_choice_answer"].strip() or IMAGE in entry["multiple_choice_answer"]):
             problem = f"multiple_choice_answer={entry['multiple_choice_answer']!r}"
         if problem:
@@ -112,7 +112,7 @@ def _answers(entries: list[Any], problems: _Problems) -> dict[str, str]:
 
 
 def _answered(
-    records: list[Conversation], answers: dict[str, str], asked: set[str], problems: _Problems
+    records: list[Conversation], answers: dict[str, str], asked: set[str], problems: Problems
 ) -> list[Conversation]:
     """The records with their answers; those without one go to ``problems``, as do answers to none of ``asked``."""
     unasked = [f"question_id {name}" for name in answers if name not in asked]

@@ -45,8 +45,10 @@ class Captions:
                     for i, record in enumerate(records)
                     for caption in record.captions
                 ]
-                result = subject.read(NextToken(), subject.language.collate(items))
-                loss_sum, tokens = loss_sum + result.loss_sum.item(), tokens + result.weight.item()
+                for start in range(0, len(items), subject.batch_size):  # an image has several captions
+                    batch = subject.language.collate(items[start : start + subject.batch_size])
+                    result = subject.read(NextToken(), batch)
+                    loss_sum, tokens = loss_sum + result.loss_sum.item(), tokens + result.weight.item()
         rows = [file.answers[name] for name in asked]  # the file may hold answers to other images too
         for row in rows[: self.samples]:
             print(f"{row['id']}\n  model:     {row['answer']}\n  reference: {row['references'][0]}")

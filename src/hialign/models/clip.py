@@ -1,4 +1,4 @@
-"""open_clip models as Hugging Face CLIP models: the same numbers under Hugging Face's names."""
+"""CLIP's two towers, from Hugging Face or from open_clip: the same numbers under Hugging Face's names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPImageProcessor, CLIPTextConfig, CLIPTextModel, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerBase,
+)
+
+from hialign.models.pretrained import pretrained, pretrained_weights
+from hialign.models.tokenizer import clip_tokenizer
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -21,10 +35,31 @@ class ClipTowers:
     image_projection: Tensor  # (embed_dim, vision width)
     text_projection: Tensor  # (embed_dim, text width)
     temperature: float
-    image_processor: CLIPImageProcessor
+    image_processor: Any  # a CLIPImageProcessor
+    tokenizer: PreTrainedTokenizerBase  # the text tower's
 
 
-def from_open_clip(name: str, pretrained: str | None) -> ClipTowers:
+def clip_from_hf(name: str, revision: str | None = None) -> ClipTowers:
+    """The towers of a Hugging Face CLIP, a hub name (``revision`` a commit of it) or a folder, in float32.
+
+    ``ValueError`` for a model that is no CLIP, and for weights that do not fill it.
+    """
+    kind = pretrained(AutoConfig, "clip", name, revision=revision).model_type
+    if kind != "clip":
+        raise ValueError(f"clip: {name} is a {kind!r} model, wanted a CLIP such as openai/clip-vit-large-patch14-336")
+    model = pretrained_weights(CLIPModel, "clip", name, revision=revision, dtype=torch.float32)
+    return ClipTowers(
+        vision=model.vision_model,
+        text=model.text_model,
+        image_projection=model.visual_projection.weight.detach(),
+        text_projection=model.text_projection.weight.detach(),
+        temperature=float(1 / model.logit_scale.detach().exp()),
+        image_processor=pretrained(AutoImageProcessor, "clip", name, revision=revision),
+        tokenizer=pretrained(AutoTokenizer, "clip", name, revision=revision),
+    )
+
+
+def clip_from_open_clip(name: str, pretrained: str | None) -> ClipTowers:
     """The towers of the open_clip model ``name`` with the weights ``pretrained`` (a tag or a file), exactly.
 
     ``pretrained=None`` gives random weights and is for tests. ``ValueError`` for an unknown name or tag, and for models
@@ -33,12 +68,14 @@ def from_open_clip(name: str, pretrained: str | None) -> ClipTowers:
     import open_clip  # seconds to import, and only this function needs it
 
     if open_clip.get_model_config(name) is None:
-        raise ValueError(f"tower: open_clip has no model {name!r}; `open_clip.list_models()` names them")
+        raise ValueError(f"clip: open_clip has no model {name!r}; `open_clip.list_models()` names them")
     try:
         model = open_clip.create_model(name, pretrained=pretrained, require_pretrained=pretrained is not None)
     except (RuntimeError, FileNotFoundError) as error:
-        raise ValueError(f"tower: open_clip cannot load {name!r} with pretrained={pretrained!r}: {error}") from error
+        raise ValueError(f"clip: open_clip cannot load {name!r} with pretrained={pretrained!r}: {error}") from error
     _require_clip_layout(model, name)
+    if type(open_clip.get_tokenizer(name)) is not open_clip.SimpleTokenizer:
+        raise ValueError(f"clip: open_clip's {name!r} reads text through another tokenizer than CLIP's")
     config = open_clip.get_model_config(name)
     activation = "quick_gelu" if config.get("quick_gelu") else "gelu"
     settings = open_clip.get_model_preprocess_cfg(model)
@@ -49,6 +86,7 @@ def from_open_clip(name: str, pretrained: str | None) -> ClipTowers:
         text_projection=model.text_projection.detach().T.contiguous(),
         temperature=float(1 / model.logit_scale.detach().exp()),
         image_processor=_image_processor(settings),
+        tokenizer=clip_tokenizer(),
     )
 
 
@@ -68,7 +106,7 @@ def _require_clip_layout(model: Any, name: str) -> None:
     )
     if not plain:
         raise ValueError(
-            f"tower: open_clip's {name!r} is not laid out as CLIP's ViT is; wanted one such as ViT-B-32 or ViT-L-14-336"
+            f"clip: open_clip's {name!r} is not laid out as CLIP's ViT is; wanted one such as ViT-B-32 or ViT-L-14-336"
         )
 
 
@@ -150,7 +188,8 @@ def _filled(module: M, state: dict[str, Tensor]) -> M:
 
 
 def _image_processor(settings: dict[str, Any]) -> CLIPImageProcessor:
-    height, width = settings["size"]
+    size = settings["size"]
+    height, width = (size, size) if isinstance(size, int) else size
     return CLIPImageProcessor(
         size={"shortest_edge": height},
         crop_size={"height": height, "width": width},

@@ -16,12 +16,13 @@ class Alignment(nn.Module):
     """Text tower, one linear head for either side of each pair, and the temperature.
 
     Heads are linear, since a strong head can satisfy the contrastive loss without moving the embeddings under it, and
-    the temperature is a parameter of shape (1,), since FSDP refuses scalars.
+    the temperature is a parameter of shape (1,), since FSDP refuses scalars. Without ``text_config`` there is neither
+    a text tower nor the pair ``clip``.
     """
 
     def __init__(
         self,
-        text_config: dict[str, Any],
+        text_config: dict[str, Any] | None,
         *,
         vision_dim: int,
         llm_dim: int,
@@ -36,9 +37,11 @@ class Alignment(nn.Module):
             "embed_dim": embed_dim,
             "temperature": temperature,
         }
-        self.text = CLIPTextModel(CLIPTextConfig(**text_config))
-        text_dim = self.text.config.hidden_size
-        widths = {"clip": (vision_dim, text_dim), "projector": (llm_dim, llm_dim), "llm": (llm_dim, llm_dim)}
+        widths = {"projector": (llm_dim, llm_dim), "llm": (llm_dim, llm_dim)}
+        self.text: CLIPTextModel | None = None
+        if text_config is not None:
+            self.text = CLIPTextModel(CLIPTextConfig(**text_config))
+            widths = {"clip": (vision_dim, self.text.config.hidden_size), **widths}
         self.heads = nn.ModuleDict(
             {
                 f"{pair}_{side}": nn.Linear(width, embed_dim, bias=False)
@@ -55,10 +58,22 @@ class Alignment(nn.Module):
 
     def head(self, pair: str, side: str, states: Tensor) -> Tensor:
         """States (batch, width) of one ``side`` of a pair, "image" or "text", as (batch, embed_dim)."""
+        if pair == "clip":
+            self._require_text()
         embeddings: Tensor = self.heads[f"{pair}_{side}"](states)
         return embeddings
 
-    def embed_text(self, caption: Tokens) -> Tensor:
-        """The text tower's state at the end token, (batch, text width)."""
-        pooled: Tensor = self.text(input_ids=caption.ids, attention_mask=caption.mask).pooler_output
+    def embed_text(self, caption: Tokens | None) -> Tensor:
+        """The text tower's state at the end token, (batch, text width); ``None`` is for models without a tower."""
+        text = self._require_text()
+        assert caption is not None
+        pooled: Tensor = text(input_ids=caption.ids, attention_mask=caption.mask).pooler_output
         return pooled
+
+    def _require_text(self) -> CLIPTextModel:
+        if self.text is None:
+            raise ValueError(
+                "pairs: clip is asked for, and this model has no CLIP text tower; give it a model.clip, or use the "
+                "pairs projector and llm alone"
+            )
+        return self.text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ _PREFIXES = {
     "temperature": ("alignment.log_temperature",),
 }
 PARTS = tuple(_PREFIXES)
-MODES = ("frozen", "full")
+MODES = ("frozen", "full", "lora")
 
 
 def part_of(name: str) -> str:
@@ -30,16 +30,32 @@ def part_of(name: str) -> str:
     raise AssertionError(f"{name} is in no part")
 
 
+def label_of(name: str) -> str:
+    """What tables and errors call the parameter's place: its part, with adapters told apart from what they sit on."""
+    return f"{part_of(name)} LoRA" if ".lora_" in name else part_of(name)
+
+
 def set_trainable(root: Root, modes: Mapping[str, str]) -> None:
-    """Lets the parts with mode ``full`` train and freezes all others."""
+    """Lets the parts with mode ``full`` train, of those with mode ``lora`` the adapters, and freezes all others."""
     if not set(modes) <= set(PARTS) or not set(modes.values()) <= set(MODES):
-        raise ValueError(f"modes: got {dict(modes)}, wanted {' or '.join(MODES)} for parts of {', '.join(PARTS)}")
-    fixed = _fixed_names(root)
+        raise ValueError(f"modes: got {dict(modes)}, wanted one of {', '.join(MODES)} for parts of {', '.join(PARTS)}")
+    fixed = fixed_names(root)
+    for part in (part for part, mode in modes.items() if mode == "lora"):
+        if not any(".lora_" in name and part_of(name) == part for name, _ in root.named_parameters()):
+            raise ValueError(f"modes: {part} is to train by lora and has no adapters; call add_lora first")
     for name, parameter in root.named_parameters():
-        parameter.requires_grad_(modes.get(part_of(name), "frozen") == "full" and name not in fixed)
+        mode = "lora" if ".lora_" in name else "full"
+        parameter.requires_grad_(modes.get(part_of(name), "frozen") == mode and name not in fixed)
 
 
-def _fixed_names(root: Root) -> set[str]:
+def keep_in_float32(root: Root, names: Collection[str]) -> None:
+    """Makes the parameters called ``names`` float32: a bfloat16 weight swallows the small steps of an optimiser."""
+    for name, parameter in root.named_parameters():
+        if name in names:
+            parameter.data = parameter.data.float()
+
+
+def fixed_names(root: Root) -> set[str]:
     """Parameters that never train: the identity that makes Llava's two-layer projector a linear one."""
     second = root.llava.model.multi_modal_projector.linear_2
     if root.llava.config.projector_hidden_act != "linear" or not torch.equal(

@@ -66,7 +66,9 @@ class Root(nn.Module):
         }
         return {pair: self.alignment.head(pair, "image", read[pair]()) for pair in pairs}
 
-    def text_embeddings(self, caption: Tokens, clip_caption: Tokens, pairs: tuple[str, ...]) -> dict[str, Tensor]:
+    def text_embeddings(
+        self, caption: Tokens, clip_caption: Tokens | None, pairs: tuple[str, ...]
+    ) -> dict[str, Tensor]:
         """For each pair, the captions' embeddings (batch, embed_dim), not normalised."""
         read = {
             "clip": lambda: self.alignment.embed_text(clip_caption),

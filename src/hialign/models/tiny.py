@@ -12,21 +12,16 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
     PreTrainedTokenizerBase,
 )
 
 from hialign.models.heads import Alignment
-from hialign.models.model import Model
+from hialign.models.llava import PLAIN_CHAT_TEMPLATE, projector_activation
+from hialign.models.model import Model, Native
 from hialign.models.parts import make_projector_linear
+from hialign.models.processor import llava_processor
 from hialign.models.root import Root
 from hialign.models.tokenizer import tiny_tokenizer
-
-PROJECTORS = {"mlp2x_gelu": "gelu", "linear": "linear"}  # LLaVA's names -> the activation between Llava's two layers
-CHAT_TEMPLATE = (
-    "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% else %}{{ c['text'] }}"
-    "{% endif %}{% endfor %}{% endfor %}"
-)
 
 
 def tiny(
@@ -45,21 +40,21 @@ def tiny(
     ``seed`` alone decides the weights; the global generator is left as it was. For tests and for showing that the
     plumbing works: it has seen no data, so nothing it says after a short training is a result.
     """
-    if projector not in PROJECTORS:
-        raise ValueError(f"projector: got {projector!r}, wanted one of {', '.join(PROJECTORS)}")
+    activation = projector_activation(projector)
     tokenizer = tiny_tokenizer(vocabulary)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        llava = LlavaForConditionalGeneration(
-            _config(tokenizer, PROJECTORS[projector], image_size, patch_size, width, layers)
-        )
+        llava = LlavaForConditionalGeneration(_config(tokenizer, activation, image_size, patch_size, width, layers))
         root = Root(llava, _alignment(tokenizer, llava.config, temperature))
     if projector == "linear":
         make_projector_linear(root)
     llava.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    return Model(root, _processor(tokenizer, image_size, patch_size), tokenizer)
+    processor = llava_processor(
+        _image_processor(image_size), tokenizer, llava.config, class_token=True, chat_template=PLAIN_CHAT_TEMPLATE
+    )
+    return Model(root, processor, tokenizer, Native(None, (tokenizer.eos_token_id,)))
 
 
 def _config(
@@ -112,15 +107,5 @@ def _alignment(tokenizer: PreTrainedTokenizerBase, config: Any, temperature: flo
     return Alignment(text_config, vision_dim=vision_dim, llm_dim=llm_dim, embed_dim=64, temperature=temperature)
 
 
-def _processor(tokenizer: PreTrainedTokenizerBase, image_size: int, patch_size: int) -> LlavaProcessor:
-    images = CLIPImageProcessor(
-        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
-    )
-    return LlavaProcessor(
-        image_processor=images,
-        tokenizer=tokenizer,
-        patch_size=patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # the class token, which the default of 0 forgets
-        chat_template=CHAT_TEMPLATE,
-    )
+def _image_processor(image_size: int) -> CLIPImageProcessor:
+    return CLIPImageProcessor(size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size})

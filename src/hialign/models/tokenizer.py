@@ -1,19 +1,34 @@
-"""A small tokenizer that needs no download: the most frequent merges of CLIP's, which open_clip ships."""
+"""Tokenizers that need no download: CLIP's, whose merges open_clip ships, and a small one of its first merges."""
 
 from __future__ import annotations
 
 import gzip
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 # the end token must not get id 2: Hugging Face's CLIP text tower then reads the state at the highest id instead
 SPECIAL = {"pad_token": "<pad>", "image_token": "<image>", "bos_token": "<s>", "eos_token": "</s>"}
 _END = "</w>"  # marks the last piece of a word in CLIP's vocabulary
 _WORDS = Regex(r"'(?:s|t|re|ve|m|ll|d)|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+")
+
+
+_CLIP_VOCABULARY = 49408  # bytes, bytes that end a word, as many merges as fit, start and end
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's own tokenizer, as open_clip uses it, in Hugging Face's form."""
+    letters = list(bytes_to_unicode().values())
+    merges = _clip_merges()[: _CLIP_VOCABULARY - 2 * len(letters) - 2]
+    pieces = [*letters, *(letter + _END for letter in letters), *("".join(merge) for merge in merges)]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary: Any = {piece: i for i, piece in enumerate(pieces)}
+    pairs: Any = merges  # its stubs want strings, in which a merge could not be told from a space
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, model_max_length=77)
 
 
 def tiny_tokenizer(vocabulary: int = 2048) -> PreTrainedTokenizerFast:

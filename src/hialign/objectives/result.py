@@ -34,7 +34,9 @@ class Parts(Protocol):
         """For each pair by name, the images' embeddings (batch, dim)."""
         ...
 
-    def text_embeddings(self, caption: Tokens, clip_caption: Tokens, pairs: tuple[str, ...]) -> dict[str, Tensor]:
+    def text_embeddings(
+        self, caption: Tokens, clip_caption: Tokens | None, pairs: tuple[str, ...]
+    ) -> dict[str, Tensor]:
         """For each pair by name, the captions' embeddings (batch, dim)."""
         ...
 

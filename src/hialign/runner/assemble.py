@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,21 @@ from omegaconf import DictConfig, OmegaConf
 
 from hialign import distributed
 from hialign.batch import Batch, LanguageBatch, PairBatch
-from hialign.data import Dataset, LanguageCollator, Loader, Mixture, PairCollator, Skipped
-from hialign.models import Model, load, part_of, save, set_trainable
+from hialign.data import AnyData, LanguageCollator, Loader, Mixture, PairCollator, Skipped, Streamed, measure
+from hialign.data.templates import as_jinja, end_ids
+from hialign.models import (
+    Lora,
+    Model,
+    add_lora,
+    dtype_of,
+    keep_in_float32,
+    label_of,
+    load,
+    part_of,
+    save,
+    set_trainable,
+    with_aspect,
+)
 from hialign.objectives import Objective
 from hialign.runner.build import build
 from hialign.solvers import Level
@@ -25,44 +39,87 @@ from hialign.training import LevelRun, Optimisation, Stage, latest, load_weights
 from hialign.training.checkpoint import Checkpoint, read_weights
 
 OnSkip = Callable[[Skipped], None]
-Sources = dict[tuple[str, str, str], Dataset[Any] | Mixture]
+Sources = dict[tuple[str, str, str], AnyData]
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of this process; joins the other processes if there are any."""
+def choose_device(name: str, key: str) -> torch.device:
+    """The device of this process; joins the other processes if there are any. ``key`` is what errors call it."""
     if name not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"trainer.device: got {name!r}, wanted auto, cpu or cuda")
+        raise ValueError(f"{key}: got {name!r}, wanted auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("trainer.device: got cuda, and torch sees no GPU; use trainer.device=cpu")
+        raise ValueError(f"{key}: got cuda, and torch sees no GPU; use {key}=cpu")
     return distributed.start(cpu=name == "cpu")
 
 
 def build_model(config: DictConfig) -> Model:
-    """The run's starting model: what ``model`` describes, or another run's where ``model.from_run`` names it."""
+    """The run's starting model: what ``model`` describes, or another run's where ``model.from_run`` names it.
+
+    It has the adapters that its stages train, and what they train is in float32.
+    """
     node: Any = OmegaConf.to_container(config.model, resolve=True)
     other = node.pop("from_run", None)
     if not other:
         model: Model = build(node, "model", config.allow)
-        return model
-    if not (Path(other) / "model").is_dir():  # a checkpoint would not do: on a resume it may be another one
+    elif not (Path(other) / "model").is_dir():  # a checkpoint would not do: on a resume it may be another one
         raise ValueError(f"model.from_run: {other} has no model/; wanted the folder of a run that is done")
-    return load(str(Path(other) / "model"))
+    else:
+        model = load(str(Path(other) / "model"), dtype=node.get("dtype", "fp32"))
+    adapted = trained_parts(config, "lora")
+    if adapted:
+        add_lora(model.root, adapted, Lora(**config.lora), seed=config.seed)
+    for stage in config.stages.values():
+        set_trainable(model.root, dict(stage.train))
+        keep_in_float32(model.root, {name for name, p in model.root.named_parameters() if p.requires_grad})
+    return model
 
 
-def load_run(run: Path) -> Model:
+def trained_parts(config: DictConfig, mode: str) -> set[str]:
+    """The parts that some stage trains by ``mode``."""
+    return {str(part) for stage in config.stages.values() for part, by in stage.train.items() if by == mode}
+
+
+def load_run(run: Path, *, dtype: str = "fp32") -> Model:
     """A run's model: its ``model/`` folder if it finished, else its last checkpoint on what it started from."""
+    config = run_config(run)
+    if (run / "model").is_dir():
+        return load(str(run / "model"), dtype=dtype)
+    model = load_checkpoint(run, config)
+    llava: Any = model.root.llava
+    llava.to(dtype_of(dtype))  # in training some of it is float32 and some may not be
+    return model
+
+
+def run_config(run: Path) -> DictConfig:
+    """The config of a run; ``ValueError`` where there is no run."""
     if not (run / "config.yaml").is_file():
         raise ValueError(f"run={run}: no config.yaml there; wanted a run folder, such as runs/<experiment>/<name>")
-    if (run / "model").is_dir():
-        return load(str(run / "model"))
     config = OmegaConf.load(run / "config.yaml")
     assert isinstance(config, DictConfig)
+    return config
+
+
+def load_checkpoint(run: Path, config: DictConfig) -> Model:
+    """The model of the run's last checkpoint, adapters and all."""
     last = find_checkpoint(run, config)
     if last is None:
-        raise ValueError(f"run={run}: it has neither a model/ nor a checkpoint yet")
+        has = "its checkpoints are gone" if (run / "model").is_dir() else "it has neither a model/ nor a checkpoint yet"
+        raise ValueError(f"run={run}: {has}")
+    if not (run / "model").is_dir():
+        print(f"{run} is not done: this is its checkpoint {last.stage}/{last.folder.name}", file=sys.stderr)
     model = build_model(config)
     load_weights(model.root, read_weights(last))
-    return model
+    return as_asked(model, config, last.stage)
+
+
+def as_asked(model: Model, config: DictConfig, stage: str) -> Model:
+    """The model with a processor that asks as ``stage`` trained: what plain transformers say of it is what we do."""
+    node, tokenizer = config.stages[stage], model.processor.tokenizer
+    image_token = model.processor.image_token
+    return model.asked(
+        chat_template=as_jinja(node.template, tokenizer, image_token),
+        end_ids=end_ids(node.template, tokenizer, image_token),
+        image_aspect=node.image_aspect,
+    )
 
 
 def collator(
@@ -74,7 +131,7 @@ def collator(
     max_length: int = 2048,
 ) -> LanguageCollator | PairCollator:
     """What turns records into the batches that an objective reads; ``max_length`` is of the language model's rows."""
-    tokenizer, images = model.processor.tokenizer, model.processor.image_processor
+    tokenizer, images = model.processor.tokenizer, with_aspect(model.processor.image_processor, image_aspect)
     if batch_type is LanguageBatch:
         config = model.root.llava.config
         return LanguageCollator(
@@ -84,11 +141,11 @@ def collator(
             num_image_tokens=model.num_image_tokens,
             max_length=max_length,
             template=template,
-            image_aspect=image_aspect,
         )
     if batch_type is PairBatch:
-        longest = model.root.alignment.text.config.max_position_embeddings
-        return PairCollator(tokenizer, model.clip_tokenizer, images, max_length=longest, image_aspect=image_aspect)
+        text = model.root.alignment.text
+        longest = {} if text is None else {"max_length": text.config.max_position_embeddings}
+        return PairCollator(tokenizer, model.clip_tokenizer, images, **longest)
     raise ValueError(f"objective: it reads {batch_type.__name__}, for which there is no collator")
 
 
@@ -98,7 +155,7 @@ def read_data(config: DictConfig, on_skip: OnSkip) -> Sources:
     Comes before the model, so that a missing file is found before a large model is loaded.
     """
     sources: Sources = {}
-    read: dict[str, Dataset[Any] | Mixture] = {}
+    read: dict[str, AnyData] = {}
     for stage, level in ((str(stage), level) for stage in config.stages for level in ("outer", "inner")):
         node = config.stages[stage][level]
         for stream in node.data if node is not None else ():
@@ -111,9 +168,10 @@ def read_data(config: DictConfig, on_skip: OnSkip) -> Sources:
     return sources
 
 
-def _report_skipped(data: Dataset[Any] | Mixture, on_skip: OnSkip) -> None:
+def _report_skipped(data: AnyData, on_skip: OnSkip) -> None:
     for dataset in data.datasets if isinstance(data, Mixture) else (data,):
-        for skipped in dataset.skipped if distributed.is_main() else ():
+        known = () if isinstance(dataset, Streamed) else dataset.skipped  # a stream's are met on the way
+        for skipped in known if distributed.is_main() else ():
             on_skip(skipped)
 
 
@@ -129,14 +187,14 @@ def build_stage(config: DictConfig, name: str, model: Model, sources: Sources, o
         else build(own, "solver" if node.solver is None else f"stages.{name}.solver", config.allow)
     )
     optimisation = Optimisation(
-        steps=_steps(node, levels["outer"]),
+        steps=_steps(name, node, levels["outer"]),
         warmup=node.warmup,
         schedule=node.schedule,
         weight_decay=node.weight_decay,
         betas=(node.betas[0], node.betas[1]),
         clip=node.clip,
     )
-    return Stage(name, levels, solver, optimisation, partial(_rates, model, node), part_of)
+    return Stage(name, levels, solver, optimisation, partial(_rates, model, node), label_of)
 
 
 def _rates(model: Model, node: DictConfig) -> dict[str, float]:
@@ -166,6 +224,7 @@ def _level(config: DictConfig, stage: str, level: Level, model: Model, sources: 
                 seed=_stream_seed(config.seed, stage, level, stream),
                 workers=config.trainer.workers,
                 group_by_length=node.group_by_length and level == "outer",
+                name=f"{stage}/{level}/{stream}",
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
                 on_skip=on_skip,
@@ -189,13 +248,34 @@ def _micro_batch(objective: Objective, node: DictConfig, rows: int) -> int:
     return share if objective.whole_batch else min(node.micro_batch_size or share, share)
 
 
-def _steps(node: DictConfig, outer: LevelRun) -> int:
+def _steps(stage: str, node: DictConfig, outer: LevelRun) -> int:
     if node.steps is not None:
         return int(node.steps)
-    longest: int = max(stream.examples_per_epoch for stream in outer.streams.values() if isinstance(stream, Loader))
+    lengths = {key: stream.examples_per_epoch for key, stream in outer.streams.items() if isinstance(stream, Loader)}
+    if streamed := [key for key, length in lengths.items() if length is None]:
+        raise ValueError(
+            f"stages.{stage}.steps: not given, and outer.data.{streamed[0]} is streamed, so that nobody knows how many "
+            f"rows an epoch has; set stages.{stage}.steps=..."
+        )
+    longest = max(length for length in lengths.values() if length is not None)
     epochs: float = node.epochs
     batch_size: int = node.batch_size
     return max(1, round(epochs * longest / batch_size))
+
+
+def say_input(stages: Sequence[Stage], say: Callable[[str], None]) -> None:
+    """One line a stream: how fast its batches are made and what memory that takes; no batch and no draw is used up."""
+    known: dict[tuple[int, type, int], str] = {}
+    for stage in stages:
+        for name, stream in stage.streams().items():
+            if not isinstance(stream, Loader):
+                continue
+            what = (id(stream.data), type(stream.collator), stream.micro_batch_size)
+            if what in known:
+                say(f"input {stage.name}/{name}: as {known[what]}")
+            else:
+                known[what] = f"{stage.name}/{name}"
+                say(f"input {stage.name}/{name}: {measure(stream)}")
 
 
 def save_whole(model: Model, folder: Path) -> None:

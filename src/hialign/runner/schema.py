@@ -12,8 +12,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
-from hialign.data.collate import IMAGE_ASPECTS, TEMPLATES
-from hialign.models import MODES, PARTS
+from hialign.data.templates import TEMPLATES
+from hialign.models import IMAGE_ASPECTS, LORA_PARTS, MODES, PARTS, Lora
 from hialign.runner.build import build, check, is_target, target_class
 from hialign.training import PRECISIONS, SCHEDULES
 
@@ -39,7 +39,7 @@ class StageConfig:
     outer: Any = MISSING
     inner: Any = None
     solver: Node | None = None
-    train: dict[str, str] = MISSING  # part -> full | frozen; a part that is not named is frozen
+    train: dict[str, str] = MISSING  # part -> full | lora | frozen; a part that is not named is frozen
     epochs: float | None = None  # of the outer level's data
     steps: int | None = None  # if given, instead of epochs
     batch_size: int = MISSING  # outer rows of an optimiser step, over all processes
@@ -57,6 +57,15 @@ class StageConfig:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0
+
+
+@dataclass
+class LoraConfig:
+    """The adapters of every part that a stage trains by lora."""
+
+    rank: int = 128
+    alpha: int = 256
+    dropout: float = 0.05
 
 
 @dataclass
@@ -81,6 +90,7 @@ class TrainConfig:
     stages: dict[str, StageConfig] = field(default_factory=dict)
     inner: LevelConfig | None = None
     outer: LevelConfig | None = None
+    lora: LoraConfig = field(default_factory=LoraConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracker: dict[str, Node] = field(default_factory=dict)
     seed: int = 0
@@ -101,6 +111,7 @@ class EvaluateConfig:
     batch_size: int = 32
     device: str = "auto"
     precision: str = "fp32"
+    dtype: str = "fp32"  # of the weights; bf16 needs precision=bf16
     allow: list[str] = field(default_factory=list)
 
 
@@ -120,6 +131,8 @@ def validate(config: DictConfig, *, experiment: str | None, suite: str) -> None:
         raise ValueError("data: not chosen; wanted data=NAME data.root=FOLDER, `hialign configs data` lists them")
     _refuse_unknown(config, TrainConfig, "")
     _refuse_unknown(config.trainer, TrainerConfig, "trainer.")
+    _refuse_unknown(config.lora, LoraConfig, "lora.")
+    Lora(**config.lora)  # checks its own values
     if config.resume not in (None, "auto"):
         raise ValueError(f"resume: got {config.resume!r}, wanted auto, or null to start anew")
     if config.name is not None and not re.fullmatch(r"[\w.,=+-]*\w[\w.,=+-]*", config.name):
@@ -137,6 +150,13 @@ def validate(config: DictConfig, *, experiment: str | None, suite: str) -> None:
         build(node, path, config.allow)  # cheap, and they check their own values
     if config.trainer.precision not in PRECISIONS:
         raise ValueError(f"trainer.precision: got {config.trainer.precision!r}, wanted one of {', '.join(PRECISIONS)}")
+    check_dtype(config.model.get("dtype", "fp32"), config.trainer.precision, "model.dtype", "trainer.precision")
+
+
+def check_dtype(dtype: str, precision: str, key: str, precision_key: str) -> None:
+    """``ValueError`` for weights in bfloat16 without autocast: next to float32 ones they could not be multiplied."""
+    if dtype == "bf16" and precision != "bf16":
+        raise ValueError(f"{key}: bf16 needs {precision_key}=bf16, which is {precision}; set it, or {key}=fp32")
 
 
 def _validate_stage(config: DictConfig, name: str, suite: str) -> None:
@@ -168,7 +188,9 @@ def _validate_stage(config: DictConfig, name: str, suite: str) -> None:
         raise ValueError(f"{path}.schedule: got {stage.schedule!r}, wanted one of {', '.join(SCHEDULES)}")
     for part, mode in stage.train.items():
         if part not in PARTS or mode not in MODES:
-            raise ValueError(f"{path}.train.{part}: got {mode!r}, wanted {' or '.join(MODES)} for {', '.join(PARTS)}")
+            raise ValueError(f"{path}.train.{part}: got {mode!r}, wanted {', '.join(MODES)} for {', '.join(PARTS)}")
+        if mode == "lora" and part not in LORA_PARTS:
+            raise ValueError(f"{path}.train.{part}: lora is for {', '.join(LORA_PARTS)}; wanted full or frozen")
     for part, rate in stage.part_lr.items():
         if not rate > 0:
             raise ValueError(f"{path}.part_lr.{part}: got {rate}, wanted a number above 0")

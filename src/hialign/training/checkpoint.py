@@ -30,8 +30,19 @@ class Checkpoint:
     step: int
 
 
-def save(run: Path, stage: str, step: int, state: Mapping[str, Any], *, total_step: int, keep: int) -> Path:
+def save(
+    run: Path,
+    stage: str,
+    step: int,
+    state: Mapping[str, Any],
+    *,
+    own: Mapping[str, Any] | None = None,
+    total_step: int,
+    keep: int,
+) -> Path:
     """Writes ``checkpoints/<stage>/step-<step>`` from all ranks; returns it.
+
+    ``state`` is the first rank's; ``own`` is what each rank has for itself besides its random state.
 
     The folder gets its name only when everything in it is on disk, so a kill leaves the one before. The stage's
     oldest beyond ``keep`` are deleted afterwards.
@@ -48,7 +59,7 @@ def save(run: Path, stage: str, step: int, state: Mapping[str, Any], *, total_st
             out.flush()
             os.fsync(out.fileno())
     distributed.barrier()
-    _write(partial / f"random-{distributed.rank()}.pt", _random_state())
+    _write(partial / f"random-{distributed.rank()}.pt", {**_random_state(), "own": dict(own or {})})
     distributed.barrier()
     if distributed.is_main():
         _sync(partial)
@@ -71,7 +82,7 @@ def latest(run: Path, stages: Sequence[str]) -> Checkpoint | None:
 
 
 def load(checkpoint: Checkpoint, device: torch.device) -> dict[str, Any]:
-    """The saved state with this rank's ``random`` state; ``ValueError`` where it could not continue identically."""
+    """The saved state with this rank's own and its ``random`` one; ``ValueError`` where it cannot go on identically."""
     state = _read_state(checkpoint)
     for what, have, fix in (
         ("threads", torch.get_num_threads(), "OMP_NUM_THREADS={}"),
@@ -82,7 +93,9 @@ def load(checkpoint: Checkpoint, device: torch.device) -> dict[str, Any]:
                 f"resume: {checkpoint.folder} was written with {what}={state[what]}, this process has {have}, and "
                 f"rounding depends on it; set {fix.format(state[what])}"
             )
-    return {**state, "random": _read(checkpoint.folder / f"random-{distributed.rank()}.pt")}
+    random_state = _read(checkpoint.folder / f"random-{distributed.rank()}.pt")
+    # checkpoints from before ranks had something of their own have all of it in the state
+    return {**state, **random_state.get("own", {}), "random": random_state}
 
 
 def read_weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

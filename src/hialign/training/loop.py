@@ -143,12 +143,12 @@ class Training:
                 "groups": oracle.groups,
                 "optimizer": oracle.optimizer.state_dict(),
                 "solver": stage.solver.state_dict(),
-                "streams": {name: stream.state_dict() for name, stream in stage.streams().items()},
                 "step": oracle.step,
             }
         )
         total = self.total_before + oracle.step
-        saved = checkpoint.save(self.folder, stage.name, oracle.step, state, total_step=total, keep=self.keep)
+        own = {"streams": {name: stream.state_dict() for name, stream in stage.streams().items()}}
+        saved = checkpoint.save(self.folder, stage.name, oracle.step, state, own=own, total_step=total, keep=self.keep)
         self.logs.say(f"saved {saved}")
         if distributed.is_main():
             write_status(self.folder, "running", stage=stage.name, step=oracle.step, of=stage.optimisation.steps)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +54,17 @@ def test_configs_answers_an_unknown_group_with_the_groups(capsys: pytest.Capture
     assert all(group in error for group in GROUPS)
 
 
-@pytest.mark.parametrize("argument", ["photo=x", "x", "photos=x=y z=3 w"])
-def test_demo_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str], argument: str) -> None:
+@pytest.mark.parametrize(
+    ("argument", "told"),
+    [
+        ("photo=x", "demo: there is no setting photo; did you mean photos=?"),
+        ("x", "demo: got 'x', wanted key=value"),
+        ("photos=x=y z=3", "demo: there is no setting z; it takes photos, output"),
+    ],
+)
+def test_demo_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str], argument: str, told: str) -> None:
     assert cli.main(["demo", *argument.split()]) == 1
-    assert "demo: got" in capsys.readouterr().err
+    assert told in capsys.readouterr().err
 
 
 def test_demo_trains_and_evaluates_what_it_drew(
@@ -62,12 +72,12 @@ def test_demo_trains_and_evaluates_what_it_drew(
 ) -> None:
     typed: list[list[str]] = []
 
-    def run(command: list[str], **settings: Any) -> subprocess.CompletedProcess[bytes]:
+    def run(command: list[str]) -> int:
         typed.append(command[3:])
-        return subprocess.CompletedProcess(command, 0)
+        return 0
 
     monkeypatch.setattr(demo, "NUM_DRAWN", 12)
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(demo, "_run", run)
     assert cli.main(["demo", f"output={tmp_path}"]) == 0
     assert [command[0] for command in typed] == ["train", "evaluate"]
     settings = dict(word.split("=", 1) for word in typed[0][1:])
@@ -80,9 +90,7 @@ def test_demo_trains_and_evaluates_what_it_drew(
 
 def test_demo_s_train_command_composes(composed: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     typed: list[list[str]] = []
-    monkeypatch.setattr(
-        subprocess, "run", lambda command, **_: typed.append(command[3:]) or subprocess.CompletedProcess(command, 0)
-    )
+    monkeypatch.setattr(demo, "_run", lambda command: typed.append(command[3:]) or 0)
     monkeypatch.setattr("sys.argv", ["hialign demo", "photos=x", f"output={tmp_path}"])
     demo.main()
     assert composed(*typed[0][1:]).data.root == "x"
@@ -91,6 +99,25 @@ def test_demo_s_train_command_composes(composed: Any, monkeypatch: pytest.Monkey
 
 def test_demo_stops_at_the_first_command_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     codes = iter([7, 0])
-    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, next(codes)))
+    monkeypatch.setattr(demo, "_run", lambda command: next(codes))
     assert cli.main(["demo", "photos=x", f"output={tmp_path}"]) == 7
     assert next(codes) == 0
+
+
+def test_ctrl_c_waits_for_the_command_under_way(tmp_path: Path) -> None:
+    """Killed instead, training could not save what it has."""
+    command = "import time, signal; signal.signal(signal.SIGINT, lambda *_: None); print('on', flush=True); "
+    command += "time.sleep(2); open('saved', 'w').close(); raise SystemExit(3)"
+    outer = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    outer += (
+        f"from hialign.runner.commands.demo import _run; raise SystemExit(_run([sys.executable, '-c', {command!r}]))"
+    )
+    running = subprocess.Popen(
+        [sys.executable, "-c", outer], cwd=tmp_path, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert running.stdout is not None
+    assert running.stdout.readline() == "on\n"
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: to both
+    assert running.wait(timeout=60) == 3
+    assert (tmp_path / "saved").exists()
+    running.stdout.close()

@@ -170,12 +170,17 @@ def test_an_export_holds_the_run_s_weights(trained: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ((), "got nothing, wanted run=... and out=..."),
-        (("run=x",), "wanted run=... and out=..."),
-        (("run=x", "out=y", "z=1"), "wanted run=... and out=..."),
-        (("run=x", "out=y", "z"), "wanted run=... and out=..."),
+        ((), "export: run= is not given, as in: hialign export"),
+        (("run=x",), "export: out= is not given, as in: hialign export"),
+        (("run=x", "out=y", "fromat=adapter"), "there is no setting fromat; did you mean format=?"),
+        (("run=x", "out=y", "z"), "got 'z', wanted key=value, as in: hialign export"),
+        (("run=x", "out=y", "format=peft"), "format: got 'peft', wanted merged or adapter"),
+        (("run=runs/hierarchical/first", "out=y", "format=adapter"), "trains by lora; wanted format=merged"),
         (("run=nothing", "out=y"), "run=nothing: no config.yaml"),
-        (("run=runs/hierarchical/first", "out=pictures"), "out=pictures: the folder is not empty"),
+        (
+            ("run=runs/hierarchical/first", "out=pictures"),
+            "out=pictures: there is something already; name a new folder",
+        ),
     ],
 )
 def test_a_senseless_export_is_refused_and_writes_nothing(

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from hialign.data import draw_captioned
+from hialign.runner import settings
 
 USAGE = "hialign demo [photos=FOLDER] [output=runs]"
 NUM_DRAWN = 800
@@ -18,10 +19,10 @@ def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(f"usage: {USAGE}\n\nphotos= is a folder in Flickr8k's layout; without it, pictures are drawn.")
         return 0
-    settings = _settings(sys.argv[1:])
-    output = Path(settings.get("output", "runs"))
+    given = settings.read("demo", sys.argv[1:], optional=("photos", "output"), usage=USAGE)
+    output = Path(given.get("output", "runs"))
     name = time.strftime("demo-%Y%m%d-%H%M%S")
-    root = _photographs(settings.get("photos"), output)
+    root = _photographs(given.get("photos"), output)
     run = output / "hierarchical" / name
     commands = [
         ["train", "experiment=hierarchical", "data=flickr8k", f"data.root={root}", f"output={output}", f"name={name}"],
@@ -29,7 +30,7 @@ def main() -> int:
     ]
     for command in commands:
         print(f"\n$ hialign {' '.join(command)}", flush=True)
-        code = subprocess.run([sys.executable, "-m", "hialign", *command], check=False).returncode
+        code = _run([sys.executable, "-m", "hialign", *command])
         if code:
             return code
     print(
@@ -39,16 +40,19 @@ def main() -> int:
     return 0
 
 
+def _run(command: list[str]) -> int:
+    """The exit code of ``command``; Ctrl-C is the command's own affair, which then saves what it has."""
+    running = subprocess.Popen(command)
+    while True:
+        try:
+            return running.wait()
+        except KeyboardInterrupt:  # a terminal sent it to the command too
+            continue
+
+
 def _photographs(folder: str | None, output: Path) -> Path:
     if folder:
         return Path(folder)
     drawn = output / "drawn"
     print(f"no photographs given (photos=FOLDER): drawing {NUM_DRAWN} pictures into {drawn}", flush=True)
     return draw_captioned(drawn, NUM_DRAWN, seed=0)
-
-
-def _settings(arguments: list[str]) -> dict[str, str]:
-    pairs = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    if not set(pairs) <= {"photos", "output"} or len(pairs) < len(arguments):
-        raise ValueError(f"demo: got {' '.join(arguments)}, wanted nothing or photos=..., output=..., as in: {USAGE}")
-    return pairs

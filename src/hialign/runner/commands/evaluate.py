@@ -54,6 +54,7 @@ def run(config: DictConfig) -> dict[str, Any]:
         raise ValueError(f"batch_size: got {config.batch_size}, wanted at least 1")
     if config.precision not in PRECISIONS:
         raise ValueError(f"precision: got {config.precision!r}, wanted one of {', '.join(PRECISIONS)}")
+    schema.check_dtype(config.dtype, config.precision, "dtype", "precision")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("evaluate: started as several processes, wanted one; leave torchrun out")
     folder = Path(config.run)
@@ -72,11 +73,10 @@ def run(config: DictConfig) -> dict[str, Any]:
 
 
 def _subject(config: DictConfig, folder: Path) -> Subject:
-    device = assemble.choose_device(config.device)
-    model = assemble.load_run(folder)
+    device = assemble.choose_device(config.device, "device")
+    trained = assemble.run_config(folder)
+    model = assemble.load_run(folder, dtype=config.dtype)
     model.root.to(device)
-    trained = OmegaConf.load(folder / "config.yaml")
-    assert isinstance(trained, DictConfig)
     if "heldout" not in trained.data:
         raise ValueError(f"run={folder}: its data have no heldout, only {', '.join(map(str, trained.data))}")
     node: Any = OmegaConf.to_container(trained.data.heldout)

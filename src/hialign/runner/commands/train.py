@@ -67,7 +67,7 @@ def run(config: DictConfig) -> Path:
     schema.validate(config, experiment=experiment, suite=str(choices.get("data")))
     name = config.name or names.run_name(HydraConfig.get().overrides.task)
     folder = Path(config.output) / (experiment or "unnamed") / name
-    device = assemble.choose_device(config.trainer.device)
+    device = assemble.choose_device(config.trainer.device, "trainer.device")
     plain = _plain(config)
     if _state(folder) == "done" and config.resume:
         _refuse_other_config(folder, plain)
@@ -122,9 +122,12 @@ def _train(
         _describe(logs, model, resume_from)
         if no_recipe := _missing_recipe():
             logs.say(f"NOTE: there is no configs/recipe/{no_recipe}.yaml: the stages' own lengths and rates hold")
+        stages = [assemble.build_stage(config, str(stage), model, sources, skips) for stage in config.stages]
+        if distributed.is_main():
+            assemble.say_input(stages, logs.say)
         Training(
             root=model.root,
-            stages=[assemble.build_stage(config, str(stage), model, sources, skips) for stage in config.stages],
+            stages=stages,
             folder=folder,
             logs=logs,
             device=device,
@@ -133,7 +136,7 @@ def _train(
             keep=config.trainer.keep,
         ).run(resume_from)
         if distributed.is_main():
-            assemble.save_whole(model, folder / "model")
+            assemble.save_whole(assemble.as_asked(model, config, list(config.stages)[-1]), folder / "model")
         logs.say(f"done: {folder}/model is a standard Llava folder; `hialign evaluate run={folder}` scores it")
 
 
@@ -216,7 +219,9 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     for key in list(kept.data):
         if OmegaConf.is_missing(kept.data, key):
             del kept.data[key]
-    for owner, key in ((kept.data, "root"), (kept.model, "from_run")):
+    clip = kept.model.get("clip") or {}
+    places = [(kept.model, key) for key in ("from_run", "checkpoint", "llm")]
+    for owner, key in ((kept.data, "root"), *places, (clip, "name"), (clip, "pretrained")):
         if owner.get(key) and Path(owner[key]).exists():
             owner[key] = str(Path(owner[key]).absolute())  # a later command may start in another folder
     try:

@@ -1,0 +1,29 @@
+"""``key=value`` settings of the commands that need no Hydra."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+
+def read(
+    command: str, arguments: Sequence[str], *, needed: Sequence[str] = (), optional: Sequence[str] = (), usage: str
+) -> dict[str, str]:
+    """The settings by key; ``ValueError`` for one that is missing, unknown or no ``key=value``."""
+    pairs = [argument.split("=", 1) for argument in arguments if "=" in argument]
+    given = {key: value for key, value in pairs}
+    known = [*needed, *optional]
+    bare = [argument for argument in arguments if "=" not in argument]
+    if bare:
+        raise ValueError(f"{command}: got {bare[0]!r}, wanted key=value, as in: {usage}")
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}=?" if near else f"it takes {', '.join(known)}"
+            raise ValueError(f"{command}: there is no setting {key}; {hint}")
+    if len(given) < len(pairs):
+        raise ValueError(f"{command}: a setting is given twice among {' '.join(arguments)}; give it once")
+    lacking = [key for key in needed if not given.get(key)]
+    if lacking:
+        raise ValueError(f"{command}: {lacking[0]}= is not given, as in: {usage}")
+    return given
