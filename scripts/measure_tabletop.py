@@ -24,7 +24,6 @@ from hialign.tabletop.render import NOISE
 from hialign.tabletop.world import sample
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 %, by the number of seeds
-STAGES = {"pretrain": {"steps": 150, "lr": 2e-3}, "finetune": {"steps": 300, "lr": 1.5e-3}}
 
 
 def main() -> None:
@@ -35,7 +34,6 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=300, help="scenes of each split")
     parser.add_argument("--scenes-seed", type=int, default=0, help="of the scenes that are described")
     parser.add_argument("--val", action="store_true", help="scenes of val and val_counterfactual: to choose by")
-    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--noise", type=float, default=NOISE)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("override", nargs="*", help="for hialign train, such as stages.finetune.steps=500")
@@ -72,11 +70,9 @@ def _trained(settings: argparse.Namespace, seed: int) -> tuple[Model, float]:
     run = settings.out / "llava" / f"seed{seed}"
     started = time.monotonic()
     if not (run / "model").is_dir():
-        stages = [f"stages.{name}.{key}={value}" for name, keys in STAGES.items() for key, value in keys.items()]
-        rows = [f"stages.{name}.batch_size={settings.batch_size}" for name in STAGES]
         command = [
             *(sys.executable, "-m", "hialign", "train", "experiment=llava", "data=tabletop", "model=tabletop"),
-            *(*stages, *rows, f"seed={seed}", f"name=seed{seed}", f"output={settings.out}"),
+            *(f"seed={seed}", f"name=seed{seed}", f"output={settings.out}"),
             *(f"data.noise={settings.noise}", *settings.override),
         ]
         subprocess.run(command, check=True)
@@ -112,9 +108,8 @@ def _summary(rows: list[dict[str, dict[str, float]]]) -> str:
         return [row["counterfactual"][key] - row["test"][key] for row in rows]
 
     shuffling = [row["test"]["recall"] - row["test shuffled"]["recall"] for row in rows]
-    stages = ", ".join(f"{name} {keys['steps']} steps at {keys['lr']}" for name, keys in STAGES.items())
     lines = [
-        f"`experiment=llava` from the base model: {stages}; greedy captions.",
+        "`experiment=llava` from the base model, by `recipe/llava_tabletop.yaml`; greedy captions.",
         "",
         f"| | mean of {len(rows)} seeds | each |",
         "|---|---|---|",

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hialign.models import Model, Root, load
+from hialign.models import Model, Native, Root, load
 from hialign.models.heads import Alignment
 from hialign.tabletop.render import PIXELS
 from hialign.tabletop.tokenizer import CHAT_TEMPLATE, tokenizer
@@ -74,7 +74,8 @@ def untrained(*, seed: int) -> Model:
             temperature=0.07,
         )
     llava.generation_config = GenerationConfig(**_ids(words))
-    return Model(Root(llava, alignment), _processor(words), words)
+    native = Native(words.chat_template, (words.eos_token_id,))
+    return Model(Root(llava, alignment), _processor(words), words, native)
 
 
 def _ids(words: PreTrainedTokenizerFast) -> dict[str, Any]:

@@ -123,8 +123,9 @@ class Towers(nn.Module):
 
     def trained(self) -> list[nn.Parameter]:
         """The parameters that this pretraining moves."""
-        heads = self.alignment.heads
-        modules = (self.vision, self.alignment.text, heads["clip_image"], heads["clip_text"], self.region_head)
+        heads, text = self.alignment.heads, self.alignment.text
+        assert text is not None
+        modules = (self.vision, text, heads["clip_image"], heads["clip_text"], self.region_head)
         return [parameter for module in modules for parameter in module.parameters()] + [self.alignment.log_temperature]
 
     def places(self, hidden: Tensor) -> Tensor:

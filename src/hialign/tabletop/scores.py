@@ -39,6 +39,7 @@ def _pictures(scenes: list[Scene], noise: float) -> Tensor:
 def _texts(model: Model, texts: list[str]) -> Tensor:
     """The texts' embeddings, of length one."""
     alignment = model.root.alignment
+    assert model.clip_tokenizer is not None
     return F.normalize(alignment.head("clip", "text", alignment.embed_text(rows(texts, model.clip_tokenizer))), dim=-1)
 
 
