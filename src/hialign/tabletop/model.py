@@ -14,12 +14,12 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaProcessor,
     PreTrainedTokenizerFast,
 )
 
 from hialign.models import Model, Native, Root, load
 from hialign.models.heads import Alignment
+from hialign.models.processor import llava_processor
 from hialign.tabletop.render import PIXELS
 from hialign.tabletop.tokenizer import CHAT_TEMPLATE, tokenizer
 
@@ -75,7 +75,8 @@ def untrained(*, seed: int) -> Model:
         )
     llava.generation_config = GenerationConfig(**_ids(words))
     native = Native(words.chat_template, (words.eos_token_id,))
-    return Model(Root(llava, alignment), _processor(words), words, native)
+    processor = llava_processor(_image_processor(), words, llava.config, class_token=True, chat_template=CHAT_TEMPLATE)
+    return Model(Root(llava, alignment), processor, words, native)
 
 
 def _ids(words: PreTrainedTokenizerFast) -> dict[str, Any]:
@@ -97,13 +98,5 @@ def _config(words: PreTrainedTokenizerFast) -> LlavaConfig:
     )
 
 
-def _processor(words: PreTrainedTokenizerFast) -> LlavaProcessor:
-    images = CLIPImageProcessor(size={"shortest_edge": PIXELS}, crop_size={"height": PIXELS, "width": PIXELS})
-    return LlavaProcessor(
-        image_processor=images,
-        tokenizer=words,
-        patch_size=PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,  # the class token, which the default of 0 forgets
-        chat_template=CHAT_TEMPLATE,
-    )
+def _image_processor() -> CLIPImageProcessor:
+    return CLIPImageProcessor(size={"shortest_edge": PIXELS}, crop_size={"height": PIXELS, "width": PIXELS})
