@@ -153,4 +153,4 @@ def _rename_tower(folder: Path) -> None:
     if index.is_file():
         content = json.loads(index.read_text())
         content["weight_map"] = {hub_name(name): file for name, file in content["weight_map"].items()}
-        index.write_text(json.dumps(content, indent=2) + "\n")
+        _write_json(index, content)

@@ -6,7 +6,8 @@ import json
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -278,13 +279,21 @@ def say_input(stages: Sequence[Stage], say: Callable[[str], None]) -> None:
                 say(f"input {stage.name}/{name}: {measure(stream)}")
 
 
-def save_whole(model: Model, folder: Path) -> None:
-    """Saves under another name first, so that a model folder that exists is complete."""
+@contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """An empty folder to write into, which gets the name ``folder`` at the end: one that has its name is complete."""
     partial = folder.with_name(f"partial-{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    save(model, partial)
+    partial.mkdir()
+    yield partial
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def save_whole(model: Model, folder: Path) -> None:
+    """Saves the model into ``folder``, which is there when it is complete."""
+    with written_whole(folder) as partial:
+        save(model, partial)
 
 
 def find_checkpoint(run: Path, config: DictConfig) -> Checkpoint | None:

@@ -52,9 +52,8 @@ def export_merged(run: Path, out: Path) -> None:
     if not (run / "model").is_dir():
         assemble.save_whole(assemble.load_run(run, dtype=config.model.get("dtype", "fp32")), out)
         return
-    partial = _partial(out)
-    shutil.copytree(run / "model", partial, dirs_exist_ok=True)
-    _finish(partial, out)
+    with assemble.written_whole(out) as partial:
+        shutil.copytree(run / "model", partial, dirs_exist_ok=True)
 
 
 def export_adapter(run: Path, out: Path) -> str:
@@ -63,32 +62,18 @@ def export_adapter(run: Path, out: Path) -> str:
     if not assemble.trained_parts(config, "lora"):
         raise ValueError(f"format=adapter: no stage of {run} trains by lora; wanted format=merged")
     model = assemble.load_checkpoint(run, config)
-    partial = _partial(out)
     checkpoint, whole = _fits_on(config, model)
     base = checkpoint or str((out / "base").resolve())
-    if not checkpoint:
-        save(model, partial / "base", merge=False)
     revision = config.model.get("revision") if checkpoint else None
-    save_adapter(model.root, partial, base=base, revision=revision, whole=whole)
-    save_beside(model, partial)
-    model.processor.save_pretrained(partial)
     generation: Any = model.root.llava.generation_config
-    generation.save_pretrained(partial)
-    _finish(partial, out)
+    with assemble.written_whole(out) as partial:
+        if not checkpoint:
+            save(model, partial / "base", merge=False)
+        save_adapter(model.root, partial, base=base, revision=revision, whole=whole)
+        save_beside(model, partial)
+        model.processor.save_pretrained(partial)
+        generation.save_pretrained(partial)
     return base
-
-
-def _partial(out: Path) -> Path:
-    """An empty folder under another name: one that has its own name is complete."""
-    partial = out.with_name(f"partial-{out.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    return partial
-
-
-def _finish(partial: Path, out: Path) -> None:
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)
 
 
 def _fits_on(config: DictConfig, model: Model) -> tuple[str | None, dict[str, str]]:
