@@ -62,7 +62,7 @@ def subject(model: Model, pictures: Path, tmp_path: Path) -> Subject:
         name="finetune/step-000003",
         made_by={"precision": "fp32"},
         model=model,
-        heldout=flickr8k(str(pictures), holdout=0.0),
+        heldout=lambda: flickr8k(str(pictures), holdout=0.0),
         language=language,
         pairs=PairCollator(tokenizer, model.clip_tokenizer, images),
         answers=tmp_path / "answers",
@@ -141,7 +141,7 @@ def known(subject: Subject, tmp_path: Path) -> Subject:
     language = replace_processor(subject.language)
     return replace(
         subject,
-        heldout=Dataset("known", records),
+        heldout=lambda: Dataset("known", records),
         model=replace(subject.model, root=Knowing()),  # type: ignore[arg-type]
         language=language,
         pairs=Numbered(),  # type: ignore[arg-type]
@@ -202,7 +202,7 @@ def test_a_broken_image_raises_by_file_and_record(
 ) -> None:
     folder = broken(pictures, tmp_path / "broken", 2)
     with pytest.raises(BadRecord, match=r"00002\.png: 00002\.png: the image cannot be read"):
-        benchmark(replace(subject, heldout=flickr8k(str(folder), holdout=0.0)))
+        benchmark(replace(subject, heldout=lambda: flickr8k(str(folder), holdout=0.0)))
 
 
 def test_a_broken_image_is_left_out_reported_and_not_counted_where_asked_for(
@@ -211,12 +211,12 @@ def test_a_broken_image_is_left_out_reported_and_not_counted_where_asked_for(
     folder = broken(pictures, tmp_path / "broken", 0, 2)
     seen: list[Skipped] = []
     heldout = flickr8k(str(folder), holdout=0.0, on_error="skip")
-    skipping = replace(subject, heldout=heldout, on_skip=seen.append)
+    skipping = replace(subject, heldout=lambda: heldout, on_skip=seen.append)
     scores = Retrieval()(skipping)
     assert (scores["images"], scores["captions"]) == (4, 12)
     assert [skipped.record for skipped in seen] == ["00000.png", "00002.png"]
-    good = [record for record in subject.heldout.records if record.id not in ("00000.png", "00002.png")]
-    without = Retrieval()(replace(subject, heldout=Dataset("good", good)))
+    good = [record for record in subject.heldout().records if record.id not in ("00000.png", "00002.png")]
+    without = Retrieval()(replace(subject, heldout=lambda: Dataset("good", good)))
     assert scores == pytest.approx(without, rel=1e-4, abs=1e-5)
     assert Captions(max_new_tokens=2)(skipping)["images"] == 4
 
@@ -224,14 +224,14 @@ def test_a_broken_image_is_left_out_reported_and_not_counted_where_asked_for(
 def test_a_batch_of_broken_images_only_is_passed_over(subject: Subject, pictures: Path, tmp_path: Path) -> None:
     folder = broken(pictures, tmp_path / "broken", 2, 3)
     heldout = flickr8k(str(folder), holdout=0.0, on_error="skip")
-    skipping = replace(subject, heldout=heldout, on_skip=lambda skipped: None, batch_size=2)
+    skipping = replace(subject, heldout=lambda: heldout, on_skip=lambda skipped: None, batch_size=2)
     assert Retrieval()(skipping)["images"] == 4
 
 
 def by_hand(subject: Subject) -> tuple[float, int]:
     """The summed loss of every reference and the number of tokens, one row at a time."""
     total, count = 0.0, 0
-    for record in subject.heldout.records:
+    for record in subject.heldout().records:
         for caption in record.captions:
             with Image.open(record.image) as image:
                 inputs = subject.model.processor(images=image.convert("RGB"), text="<image>", return_tensors="pt")
@@ -270,8 +270,8 @@ def test_every_image_gets_the_caption_that_it_would_get_alone(subject: Subject) 
     try:
         scores = Captions(max_new_tokens=6)(subject)
         found = answers(subject)
-        assert list(found) == [record.id for record in subject.heldout.records]
-        for record in subject.heldout.records:
+        assert list(found) == [record.id for record in subject.heldout().records]
+        for record in subject.heldout().records:
             with Image.open(record.image) as image:
                 inputs = subject.model.processor(images=image.convert("RGB"), text="<image>", return_tensors="pt")
             (alone,) = generate(subject.model, inputs["pixel_values"], subject.language.prompt(), max_new_tokens=6)
@@ -307,12 +307,12 @@ def test_as_many_samples_are_printed_as_asked_for(subject: Subject, capsys: pyte
     Captions(max_new_tokens=2, samples=2)(subject)
     shown = capsys.readouterr().out.splitlines()
     assert [line for line in shown if line.endswith(".png")] == ["00000.png", "00001.png"]
-    assert shown[2].strip() == f"reference: {subject.heldout.records[0].captions[0]}"
+    assert shown[2].strip() == f"reference: {subject.heldout().records[0].captions[0]}"
 
 
 def test_answers_of_another_heldout_set_are_not_counted(subject: Subject) -> None:
-    first = replace(subject, heldout=Dataset("first", subject.heldout.records[:3]))
-    rest = replace(subject, heldout=Dataset("rest", subject.heldout.records[3:]))
+    first = replace(subject, heldout=lambda: Dataset("first", subject.heldout().records[:3]))
+    rest = replace(subject, heldout=lambda: Dataset("rest", subject.heldout().records[3:]))
     assert Captions(max_new_tokens=2)(first)["images"] == 3
     assert Captions(max_new_tokens=2)(rest)["images"] == 3
 
@@ -324,7 +324,7 @@ def test_images_that_are_all_broken_are_an_error_that_says_so(
     folder = broken(pictures, tmp_path / "broken", *range(NUM_IMAGES))
     heldout = flickr8k(str(folder), holdout=0.0, on_error="skip")
     with pytest.raises(ValueError, match="6"):
-        benchmark(replace(subject, heldout=heldout, on_skip=lambda skipped: None))
+        benchmark(replace(subject, heldout=lambda: heldout, on_skip=lambda skipped: None))
 
 
 def test_retrieval_refuses_an_unknown_pair_before_it_begins() -> None:

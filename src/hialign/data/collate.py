@@ -121,14 +121,27 @@ class LanguageCollator:
             text=_pad([item.ids for item in items], [item.labels for item in items], self.tokenizer.pad_token_id),
         )
 
-    def prompt(self, rows: int = 1) -> Tokens:
-        """What a row holds before its caption, ``rows`` times, (rows, length): generation starts where training did."""
+    def prompt(self, rows: int = 1, question: str | None = None) -> Tokens:
+        """What a row holds before its answer, ``rows`` times, (rows, length): generation starts where training did.
+
+        The image stands alone or before a ``question``, which only a dialogue's template has room for.
+        """
+        if question is not None and not self.asks:
+            raise ValueError(
+                f"template={self.template!r} shows the image alone, and {question!r} is to be asked beside it; ask a "
+                "model that its last stage trained with template=v1 or chat"
+            )
         if self.template == "plain_eos":
             ids = [*_bos(self.tokenizer), self.image_token_id]
         else:
-            segments = self._segments((Turn(IMAGE, "."),))
+            segments = self._segments((Turn(IMAGE if question is None else f"{IMAGE}\n{question}", "."),))
             ids, _ = self._tokens(takewhile(lambda segment: not segment.supervised, segments))
         return _pad([self._expand(ids, ids)] * rows, None, self.tokenizer.pad_token_id)
+
+    @property
+    def asks(self) -> bool:
+        """Whether the template has room for a question beside the image."""
+        return self.template in ("v1", "chat")
 
     @cached_property
     def _no_pixels(self) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class Subject:
     name: str
     made_by: Mapping[str, Any]
     model: Model
-    heldout: Dataset[CaptionedImage]
+    heldout: Callable[[], Dataset[CaptionedImage]]  # read when first asked for: not every benchmark wants it
     language: LanguageCollator
     pairs: PairCollator
     answers: Path
@@ -36,34 +37,35 @@ class Subject:
     on_skip: Callable[[Skipped], None]
 
     def images(self, task: str) -> Iterator[tuple[list[CaptionedImage], Tensor]]:
-        """Records with their images (batch, 3, height, width), under a progress bar that says ``task``.
+        """Held-out records with their images (batch, 3, height, width), under a progress bar that says ``task``.
 
         A broken image raises ``BadRecord`` or, where the data set says ``skip``, is reported and left out.
         """
-        records = self.heldout.records
+        heldout = self.heldout()
+        records = heldout.records
         shown = 0
         with tqdm(total=len(records), desc=task, unit="image") as bar:
             for start in range(0, len(records), self.batch_size):
                 wanted = records[start : start + self.batch_size]
-                loaded = [(record, image) for record in wanted if (image := self._load(record)) is not None]
+                load = partial(self._load, on_error=heldout.on_error)
+                loaded = [(record, image) for record in wanted if (image := load(record)) is not None]
                 if loaded:
-                    kept, images = zip(*loaded, strict=True)
-                    shown += len(kept)
-                    yield list(kept), torch.stack(images)
+                    shown += len(loaded)
+                    yield [record for record, _ in loaded], torch.stack([image for _, image in loaded])
                 bar.update(len(wanted))
         if not shown:
-            raise ValueError(f"{task}: none of the {len(records)} held-out images of {self.heldout.name} can be read")
+            raise ValueError(f"{task}: none of the {len(records)} held-out images of {heldout.name} can be read")
 
     def read(self, reader: Callable[[Any, Any], Any], batch: Batch) -> Any:
         """``reader(root, batch)`` without gradients, through the root and under the wanted precision."""
         with torch.no_grad(), evaluating(self.model.root), self.autocast():
             return self.model.root(reader, batch.to(self.device))
 
-    def _load(self, record: CaptionedImage) -> Tensor | None:
+    def _load(self, record: CaptionedImage, on_error: str) -> Tensor | None:
         try:
             return self.language.pixels(record)[0]
         except BadRecord as error:
-            if self.heldout.on_error == "raise":
+            if on_error == "raise":
                 raise
             self.on_skip(Skipped(error.file, error.record, error.problem))
             return None

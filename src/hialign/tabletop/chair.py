@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from hialign.tabletop.language import mentions
-from hialign.tabletop.world import PARTNER, Scene
+from hialign.tabletop.world import PARTNER, SIZES, STATES, Scene
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,32 @@ def chair(pairs: Iterable[tuple[str, Scene]]) -> Chair:
         partner=partners / wrong if wrong else 0.0,
         mentions=mentioned / captions,
     )
+
+
+ATTRIBUTES = ("colour", "place", "size", "state")
+_UNSAID = {SIZES[0], STATES[0]}  # large and whole go without saying
+
+
+def attributes(pairs: Iterable[tuple[str, Scene]]) -> dict[str, float]:
+    """For colour, place, size and state, how much of what is there is said, and how much of what is said is there.
+
+    ``<attribute>_recall``: of the things that have one worth saying (not large, not whole), the share that is mentioned
+    with it. ``<attribute>_precision``: of the attributes said of kinds that are there, the share that is true. Things
+    of one kind are not told apart: each of what is said answers for one of them. A share of nothing is 0.
+    """
+    hits: Counter[str] = Counter()
+    true: Counter[str] = Counter()
+    said: Counter[str] = Counter()
+    for text, scene in pairs:
+        claims = [mention for mention in mentions(text) if mention.kind in scene.kinds]
+        for name in ATTRIBUTES:
+            there = Counter((t.kind, getattr(t, name)) for t in scene.things if getattr(t, name) not in _UNSAID)
+            claimed: Counter[tuple[str, str]] = Counter()
+            for claim in claims:
+                if (value := getattr(claim, name)) is not None and value not in _UNSAID:
+                    claimed[claim.kind, value] += claim.count
+            hits[name] += (there & claimed).total()
+            true[name] += there.total()
+            said[name] += claimed.total()
+    recalls = {f"{name}_recall": hits[name] / true[name] if true[name] else 0.0 for name in ATTRIBUTES}
+    return recalls | {f"{name}_precision": hits[name] / said[name] if said[name] else 0.0 for name in ATTRIBUTES}

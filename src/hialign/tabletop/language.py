@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -124,6 +124,14 @@ def question(
         raise ValueError(f"positive_bias={positive_bias}: wanted a share in [0, 1]")
     asked = _ASK[topic](scene, rng, positive_bias)
     return None if asked is None else Question(topic, *asked)
+
+
+def any_question(scene: Scene, rng: np.random.Generator, *, positive_bias: float = POSITIVE_BIAS) -> Question:
+    """A question on a topic by chance; where the scene has nothing to ask of it, one after existence."""
+    asked = question(scene, TOPICS[int(rng.integers(len(TOPICS)))], rng, positive_bias=positive_bias)
+    asked = asked or question(scene, "existence", rng, positive_bias=positive_bias)
+    assert asked is not None
+    return asked
 
 
 def existence_question(kind: str) -> str:
@@ -255,9 +263,26 @@ _MENTION = re.compile(
 def mentions(text: str) -> tuple[Mention, ...]:
     """What a caption claims to be there, in its order; "no cup" claims nothing."""
     found = []
-    for match in _MENTION.finditer(" ".join(text.lower().split())):
+    for match in _MENTION.finditer(_plain(text)):
         count = NUMBERS.index(match["count"]) if match["count"] else 1
         said = {name: match[name] for name in ("colour", "size", "state", "place")}
         if count:
             found.append(Mention(_SINGULAR[match["kind"]], count, **said))
     return tuple(found)
+
+
+def mark(text: str, wrong: Container[str], around: str = "*") -> str:
+    """The text, in lower case, with ``around`` on both sides of each word that claims one of the ``wrong`` kinds."""
+
+    def marked(match: re.Match[str]) -> str:
+        kind, whole = match["kind"], match[0]
+        if match["count"] == NUMBERS[0] or _SINGULAR[kind] not in wrong:
+            return whole
+        start = match.start("kind") - match.start()
+        return f"{whole[:start]}{around}{kind}{around}{whole[start + len(kind) :]}"
+
+    return _MENTION.sub(marked, _plain(text))
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Generic, TypeVar, cast, overload
 
-import numpy as np
-
 from hialign.data.records import IMAGE, CaptionedImage, Conversation, Dataset, Turn
 from hialign.data.vqa import SHORT_ANSWER
-from hialign.tabletop.language import DESCRIBE, POSITIVE_BIAS, TOPICS, Question, caption, question
+from hialign.tabletop.language import DESCRIBE, POSITIVE_BIAS, any_question, caption
 from hialign.tabletop.render import NOISE, PIXELS, render
 from hialign.tabletop.world import COOCCURRENCE, Scene, check, sample
 
@@ -116,7 +114,7 @@ class World:
 
     def _question(self, index: int) -> tuple[Turn, ...]:
         scene = self.scene(index)
-        asked = self._asked(scene, scene.rng(_VQA))
+        asked = any_question(scene, scene.rng(_VQA), positive_bias=self.positive_bias)
         return (Turn(f"{IMAGE}\n{asked.text}\n{SHORT_ANSWER}", asked.answer),)
 
     def _talk(self, index: int) -> tuple[Turn, ...]:
@@ -124,17 +122,10 @@ class World:
         rng = scene.rng(_INSTRUCT)
         if rng.random() < self.captioned:
             return (Turn(f"{IMAGE}\n{DESCRIBE}", caption(scene, rng, paraphrase=self.paraphrase)),)
-        first, *others = (self._asked(scene, rng) for _ in range(1 + int(rng.integers(3))))
+        number = int(rng.integers(1, 7))
+        first, *others = (any_question(scene, rng, positive_bias=self.positive_bias) for _ in range(number))
         turns = [Turn(f"{IMAGE}\n{first.text}\n{SHORT_ANSWER}", first.answer)]
         return (*turns, *(Turn(asked.text, asked.answer) for asked in others))
-
-    def _asked(self, scene: Scene, rng: np.random.Generator) -> Question:
-        """A question on a topic by chance; where the scene has nothing to ask of it, one after a kind."""
-        topic = TOPICS[int(rng.integers(len(TOPICS)))]
-        asked = question(scene, topic, rng, positive_bias=self.positive_bias)
-        asked = asked or question(scene, "existence", rng, positive_bias=self.positive_bias)
-        assert asked is not None
-        return asked
 
 
 @dataclass(frozen=True)
@@ -145,12 +136,26 @@ class Picture:
     index: int
 
     def read(self) -> bytes:
-        """The picture as a ppm file, which costs no compression."""
-        pixels = render(self.world.scene(self.index), noise=self.world.noise)
-        return b"P6 %d %d 255\n" % (PIXELS, PIXELS) + pixels.tobytes()
+        """The picture as a file."""
+        return Drawn(self.world.scene(self.index), self.world.noise).read()
 
     def __str__(self) -> str:
         return f"tabletop scene {self.world.id(self.index)} of seed {self.world.seed}"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The image of a scene that no split holds."""
+
+    scene: Scene
+    noise: float
+
+    def read(self) -> bytes:
+        """The picture as a ppm file, which costs no compression."""
+        return b"P6 %d %d 255\n" % (PIXELS, PIXELS) + render(self.scene, noise=self.noise).tobytes()
+
+    def __str__(self) -> str:
+        return f"a table with {', '.join(thing.kind for thing in self.scene.things)}"
 
 
 def _later(make: Callable[[int], tuple[E, ...]], index: int) -> tuple[E, ...]:

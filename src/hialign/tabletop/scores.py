@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hialign.models import Model, evaluating
-from hialign.tabletop.language import caption, phrase
+from hialign.tabletop.asked import ATTRIBUTES, EVERY, lone_scenes, prompts
+from hialign.tabletop.language import caption
 from hialign.tabletop.pretrain import Towers, language_loss, pixels, rows
 from hialign.tabletop.render import NOISE
-from hialign.tabletop.world import COLOURS, COOCCURRENCE, KINDS, PLACES, Scene, Thing, sample
+from hialign.tabletop.world import COOCCURRENCE, KINDS, PLACES, Scene, sample
 
 _CAPTION = 2
 
@@ -57,23 +60,28 @@ def _retrieval(model: Model, scenes: list[Scene], noise: float, name: str) -> di
 
 
 def _zero_shot(model: Model, number: int, noise: float, seed: int) -> dict[str, float]:
-    """How often one thing alone on the table is given its kind, colour and place, by prompts as CLIP is asked.
+    scenes = lone_scenes(number, seed=seed)
+    found = zero_shot(_images(model, scenes, noise), _texts(model, prompts()), scenes)
+    return {f"zero_shot_{name}": value for name, value in found.items()}
+
+
+def zero_shot(images: Tensor, texts: Tensor, scenes: Sequence[Scene]) -> dict[str, float]:
+    """How often the one thing of a scene is given its kind, its colour and its place, as CLIP classifies.
 
     A class's embedding is the mean over all prompts that name it, one for each combination of the other attributes.
+
+    Args:
+        images: (scenes, dim), the embeddings of the scenes' pictures, of length one.
+        texts: (prompts, dim), those of ``asked.prompts()``, of length one.
+        scenes: of one thing each, as ``asked.lone_scenes`` makes them.
     """
-    every = [Thing(kind, colour, "large", place, "whole") for kind in KINDS for colour in COLOURS for place in PLACES]
-    texts = _texts(model, [f"there is {phrase(thing)} at the {thing.place}." for thing in every])
-    rng = np.random.default_rng(seed)
-    chosen = [every[i] for i in rng.integers(len(every), size=number)]
-    scenes = [Scene((thing,), (seed, 1, index)) for index, thing in enumerate(chosen)]
-    images = _images(model, scenes, noise)
     found = {}
-    for name, values in (("kind", KINDS), ("colour", COLOURS), ("place", PLACES)):
-        shown = torch.tensor([values.index(getattr(thing, name)) for thing in every])
+    for name, values in ATTRIBUTES.items():
+        shown = torch.tensor([values.index(getattr(thing, name)) for thing in EVERY], device=texts.device)
         classes = torch.stack([F.normalize(texts[shown == i].mean(dim=0), dim=-1) for i in range(len(values))])
-        guess = (images @ classes.T).argmax(dim=1)
-        truth = torch.tensor([values.index(getattr(thing, name)) for thing in chosen])
-        found[f"zero_shot_{name}"] = (guess == truth).float().mean().item()
+        guess = (images @ classes.T).argmax(dim=1).cpu()
+        truth = torch.tensor([values.index(getattr(scene.things[0], name)) for scene in scenes])
+        found[name] = (guess == truth).double().mean().item()
     return found
 
 

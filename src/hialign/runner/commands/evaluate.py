@@ -6,7 +6,8 @@ import json
 import math
 import os
 import sys
-from functools import partial
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -77,32 +78,18 @@ def _subject(config: DictConfig, folder: Path) -> Subject:
     trained = assemble.run_config(folder)
     model = assemble.load_run(folder, dtype=config.dtype)
     model.root.to(device)
-    if "heldout" not in trained.data:
-        raise ValueError(f"run={folder}: its data have no heldout, only {', '.join(map(str, trained.data))}")
-    node: Any = OmegaConf.to_container(trained.data.heldout)
-    if config.root is not None:
-        node = {key: _moved(value, str(trained.data.root), config.root) for key, value in node.items()}
-    if config.on_error is not None:
-        node["on_error"] = config.on_error
-    heldout: Dataset[Any] = build(node, "data.heldout", config.allow)
-    if not isinstance(heldout.records[0], CaptionedImage):
-        raise ValueError(
-            f"data.heldout: {heldout.name} holds {type(heldout.records[0]).__name__} records, and the benchmarks "
-            f"{', '.join(map(str, config.benchmark))} read captioned images"
-        )
+    node = _heldout_node(config, trained)
     stage = list(trained.stages.values())[-1]  # what the model saw last is what it is asked
     how = {"template": stage.template, "image_aspect": stage.image_aspect, "max_length": stage.max_length}
     language = assemble.collator(LanguageBatch, model, **how)
     pairs = assemble.collator(PairBatch, model, **how)
     assert isinstance(language, LanguageCollator) and isinstance(pairs, PairCollator)
     on_skip = _SkipNote()
-    for skipped in heldout.skipped:
-        on_skip(skipped)
     last = assemble.find_checkpoint(folder, trained)
     return Subject(
         name=f"{last.stage}/{last.folder.name}" if last else "model",
         model=model,
-        heldout=heldout,
+        heldout=cache(partial(_read_heldout, node, config, on_skip)),
         language=language,
         pairs=pairs,
         made_by={**how, "precision": config.precision, "data": str(node)},
@@ -112,6 +99,32 @@ def _subject(config: DictConfig, folder: Path) -> Subject:
         autocast=partial(autocast, config.precision, device),
         on_skip=on_skip,
     )
+
+
+def _heldout_node(config: DictConfig, trained: DictConfig) -> dict[str, Any]:
+    """What describes the held-out data of the run's suite, as it is to be read now; empty where it has none."""
+    if "heldout" not in trained.data:
+        return {}
+    node: Any = OmegaConf.to_container(trained.data.heldout)
+    if config.root is not None:
+        node = {key: _moved(value, str(trained.data.root), config.root) for key, value in node.items()}
+    return node if config.on_error is None else {**node, "on_error": config.on_error}
+
+
+def _read_heldout(
+    node: dict[str, Any], config: DictConfig, on_skip: Callable[[Skipped], None]
+) -> Dataset[CaptionedImage]:
+    wanted = f"the benchmarks {', '.join(map(str, config.benchmark))} read captioned images"
+    if not node:
+        raise ValueError(f"run={config.run}: its data have no heldout; {wanted}")
+    heldout: Dataset[Any] = build(node, "data.heldout", config.allow)
+    if not isinstance(heldout.records[0], CaptionedImage):
+        raise ValueError(
+            f"data.heldout: {heldout.name} holds {type(heldout.records[0]).__name__} records, and {wanted}"
+        )
+    for skipped in heldout.skipped:
+        on_skip(skipped)
+    return heldout
 
 
 def _moved(value: Any, old: str, new: str) -> Any:

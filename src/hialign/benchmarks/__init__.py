@@ -1,0 +1,1 @@
+"""What answers are worth: pure functions of answers, without torch and without anything else of this package."""

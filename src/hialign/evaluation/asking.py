@@ -1,0 +1,66 @@
+"""Questions to a model about images, answered in whatever order is fastest, written down as they come."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from hialign.batch import Tokens
+from hialign.evaluation.answer import AnswerFile
+from hialign.evaluation.subject import Subject
+from hialign.models import generate
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question about an image, or None for the image alone. ``pixels`` loads the image, (3, height, width)."""
+
+    id: str
+    pixels: Callable[[], Tensor]
+    question: str | None
+
+
+def ask(
+    subject: Subject, name: str, queries: Sequence[Query], *, max_new_tokens: int, made_by: Mapping[str, Any]
+) -> dict[str, str]:
+    """The model's greedy answers by the queries' ids; they are written to ``answers/<name>.jsonl`` as they come.
+
+    Prompts of one length share a batch, so that no answer depends on padding. Answers that an earlier call wrote, of
+    the same model asked in the same way (``made_by`` says what else decides them), are read instead of asked for.
+    """
+    how = {"model": subject.name, **subject.made_by, **made_by, "max_new_tokens": max_new_tokens}
+    with AnswerFile(subject.answers / f"{name}.jsonl", how) as file:
+        with tqdm(total=len(queries), desc=name, unit="answer") as bar:
+            new = [query for query in queries if query.id not in file.answers]
+            bar.update(len(queries) - len(new))
+            for batch, prompt in _batches(subject, new):
+                images = torch.stack([query.pixels() for query in batch]).to(subject.device)
+                with subject.autocast():
+                    texts = generate(subject.model, images, prompt.to(subject.device), max_new_tokens=max_new_tokens)
+                for query, text in zip(batch, texts, strict=True):
+                    file.write(query.id, question=query.question, answer=text)
+                bar.update(len(batch))
+        return {query.id: file.answers[query.id]["answer"] for query in queries}
+
+
+def _batches(subject: Subject, queries: Sequence[Query]) -> list[tuple[list[Query], Tokens]]:
+    """The queries in batches of prompts that are equally long, and the prompts."""
+    prompts: dict[str | None, Tokens] = {}
+    by_length: dict[int, list[Query]] = {}
+    for query in queries:
+        if query.question not in prompts:
+            prompts[query.question] = subject.language.prompt(1, query.question)
+        by_length.setdefault(prompts[query.question].ids.shape[1], []).append(query)
+    batches = []
+    for alike in by_length.values():
+        for start in range(0, len(alike), subject.batch_size):
+            batch = alike[start : start + subject.batch_size]
+            rows = [prompts[query.question] for query in batch]
+            joined = (torch.cat([getattr(row, field) for row in rows]) for field in ("ids", "mask", "labels"))
+            batches.append((batch, Tokens(**dict(zip(("ids", "mask", "labels"), joined, strict=True)))))
+    return batches
