@@ -102,7 +102,7 @@ def test_instruct_mixes_descriptions_and_questions():
     records = instruct("train", 400, captioned=0.25).records
     described = [r for r in records if r.turns[0].question == f"<image>\n{DESCRIBE}"]
     assert abs(len(described) / 400 - 0.25) < 0.07
-    assert {len(r.turns) for r in records} == {1, 2, 3}
+    assert {len(r.turns) for r in records} == {1, 2, 3, 4, 5, 6}
     assert all(r.turns[0].question.startswith("<image>\n") for r in records)
     assert not any("<image>" in turn.question for r in records for turn in r.turns[1:])
 

@@ -44,8 +44,8 @@ class Phase:
 
 
 TOWERS = Phase(steps=1500, batch_size=128, lr=1.5e-3)
-READING = Phase(steps=800, batch_size=40, lr=1.5e-3, warmup=50)  # twice: the rate rises and falls, and once more
-LANGUAGE = Phase(steps=600, batch_size=40, lr=2e-3, warmup=100)
+READING = Phase(steps=500, batch_size=40, lr=1.5e-3, warmup=50)  # twice: the rate rises and falls, and once more
+LANGUAGE = Phase(steps=300, batch_size=40, lr=2e-3, warmup=100)
 
 
 @dataclass(frozen=True)
@@ -180,13 +180,13 @@ def text_row(scene: Scene, words: PreTrainedTokenizerBase, *, positive_bias: flo
     if rng.random() < 0.5:
         turns = [Turn(f"{above}{DESCRIBE}", caption(scene, rng, paraphrase=0.5))]
     else:
-        turns = _asked(scene, rng, above, positive_bias)
+        turns = _asked(scene, rng, above, positive_bias, most=2)
     return "".join(segment.text for segment in chat(turns, words))
 
 
-def _asked(scene: Scene, rng: np.random.Generator, above: str, positive_bias: float) -> list[Turn]:
-    """Some questions, the first behind the text ``above``."""
-    number = int(rng.integers(1, 7))
+def _asked(scene: Scene, rng: np.random.Generator, above: str, positive_bias: float, *, most: int) -> list[Turn]:
+    """Up to ``most`` questions, the first behind the text ``above``."""
+    number = 1 + int(rng.integers(most))
     first, *others = (any_question(scene, rng, positive_bias=positive_bias) for _ in range(number))
     return [Turn(f"{above}{first.text}\n{SHORT_ANSWER}", first.answer), *(Turn(q.text, q.answer) for q in others)]
 
@@ -252,7 +252,9 @@ def _reading_row(scene: Scene, rng: np.random.Generator, words: PreTrainedTokeni
     said = caption(scene, rng, paraphrase=0.5)
     if kind < 0.45:
         return [Segment(f"{words.bos_token}{IMAGE}", False), Segment(f"{said}{words.eos_token}", True)]
-    turns = [Turn(f"{IMAGE}\n{DESCRIBE}", said)] if kind < 0.55 else _asked(scene, rng, f"{IMAGE}\n", POSITIVE_BIAS)
+    turns = (
+        [Turn(f"{IMAGE}\n{DESCRIBE}", said)] if kind < 0.55 else _asked(scene, rng, f"{IMAGE}\n", POSITIVE_BIAS, most=6)
+    )
     return chat(turns, words)
 
 
