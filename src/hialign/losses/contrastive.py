@@ -16,6 +16,7 @@ from .scores import (
     check_offset,
     check_positives,
     check_reduction,
+    check_some,
     full_precision,
     multiplier,
     own_columns,
@@ -75,7 +76,7 @@ def info_nce(
         reduction: "mean", "sum" or "none". Under a sharded batch, the sums of all ranks add up to the whole.
 
     Source: van den Oord et al. 2018, arXiv:1807.03748, eq. 4; ``decoupled``: Yeh et al. 2021, arXiv:2110.06848,
-    eq. 6; ``positives``: the sum outside the log, as in Khosla et al. 2020, arXiv:2004.11362, eq. 2; ``queue``: He et
+    sec. 3; ``positives``: the sum outside the log, as in Khosla et al. 2020, arXiv:2004.11362, eq. 2; ``queue``: He et
     al. 2019, arXiv:1911.05722, sec. 3.
     Differs: the score is a cosine over a temperature (as in CLIP, arXiv:2103.00020), not a bilinear form;
     ``same`` is ours; Khosla et al. keep a row's other positives in the denominator; there is no momentum encoder.
@@ -188,7 +189,7 @@ def hacl(
         caption_queue: the same of captions.
         same: (rows, columns) bool over the pairs: pairs whose item is one, which are no negatives of each other.
 
-    Source: Jiang et al. 2024, arXiv:2312.06968, eq. 3 to 5; X-PLUG/mPLUG-HalOwl@63863fc,
+    Source: Jiang et al. 2024, arXiv:2312.06968, sec. 3.3; X-PLUG/mPLUG-HalOwl@63863fc,
     hacl/llava/model/language_model/llava_llama.py.
     Differs: the paper names neither similarity nor temperature: both are the released code's. There, hallucinated
     captions count only without queue and gather, and gathered rows have their positives in the first rank's columns
@@ -323,18 +324,17 @@ def _losses(loss: str, scores: Tensor, choice: _Choice) -> Tensor:
 def _losses_of_pairs(loss: str, scores: Tensor, choice: _Choice) -> Tensor:
     """As ``_losses``, one positive at a time: its score against the log of the sum over what is no positive."""
     rows, columns = scores.shape
-    own = choice.positives
-    if own is None:
+    if choice.positives is None:
+        row = torch.arange(rows, device=scores.device)
+        column = row + choice.offset
         own = own_columns(rows, columns, choice.offset, scores.device)
-    hidden = own if choice.same is None else own | F.pad(choice.same, (0, own.shape[1] - choice.same.shape[1]))
-    hidden = F.pad(hidden, (0, columns - hidden.shape[1]))
-    row, column = own.nonzero(as_tuple=True)
+    else:
+        row, column = choice.positives.nonzero(as_tuple=True)
+        own = F.pad(choice.positives, (0, columns - choice.positives.shape[1]))
+    hidden = own if choice.same is None else own | F.pad(choice.same, (0, columns - choice.same.shape[1]))
     negatives = (~hidden).sum(dim=1)
-    if choice.decoupled and not bool((negatives > 0).all()):
-        raise ValueError(
-            f"{loss}: decoupled, and {int((negatives == 0).sum())} of {rows} rows have no negative, wanted at least "
-            "one a row: their denominator is empty; use a larger batch, negatives, a queue, or decoupled=False"
-        )
+    if choice.decoupled and (columns < 2 or hidden is not own or choice.positives is not None):
+        check_some(loss, negatives)
     # the smallest number, since sums of minus infinity alone have no gradient
     rest = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).logsumexp(dim=1)[row]
     score = scores[row, column]  # (positives,)

@@ -76,6 +76,16 @@ def check_positives(loss: str, positives: Tensor) -> None:
         )
 
 
+def check_some(loss: str, negatives: Tensor) -> None:
+    """Passes rows with at least one negative each; ``negatives`` is their number, (rows,)."""
+    without = (negatives == 0).nonzero().flatten().tolist()
+    if without:
+        raise ValueError(
+            f"{loss}: {len(without)} of {len(negatives)} rows have no negative, first row {without[0]}, wanted at "
+            "least one each; use a larger batch or more keys, or leave such rows out"
+        )
+
+
 def check_reduction(loss: str, name: str, rows: Tensor, reduction: str) -> None:
     """Passes a reduction that these rows have."""
     if reduction not in ("mean", "sum", "none"):
