@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .scores import (
     check_embeddings,
@@ -162,8 +161,13 @@ class _Tiled(torch.autograd.Function):
         return of_rows + of_columns - 2 * own if both else of_rows - own
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # once_differentiable would let this pass and leave out what comes through the tiles
+        if torch.is_grad_enabled():
+            raise ValueError(
+                "info_nce_chunked: create_graph=True, wanted a first derivative alone; use info_nce, which can be "
+                "differentiated twice"
+            )
         queries, keys, items, all_items, of_rows, of_columns = ctx.saved_tensors
         for_queries, for_keys = torch.zeros_like(queries), torch.zeros_like(keys)
         with full_precision(queries):
