@@ -333,7 +333,7 @@ def _losses_of_pairs(loss: str, scores: Tensor, choice: _Choice) -> Tensor:
         own = F.pad(choice.positives, (0, columns - choice.positives.shape[1]))
     hidden = own if choice.same is None else own | F.pad(choice.same, (0, columns - choice.same.shape[1]))
     negatives = (~hidden).sum(dim=1)
-    if choice.decoupled and (columns < 2 or hidden is not own or choice.positives is not None):
+    if choice.decoupled and (columns < 2 or choice.same is not None or choice.positives is not None):
         check_some(loss, negatives)
     # the smallest number, since sums of minus infinity alone have no gradient
     rest = scores.masked_fill(hidden, torch.finfo(scores.dtype).min).logsumexp(dim=1)[row]
