@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hialign.batch import Batch, PairBatch
 from hialign.distributed import gather
-from hialign.losses import info_nce
+from hialign.losses import symmetric_info_nce
 from hialign.objectives.result import Parts, Result
 
 PAIRS = ("clip", "projector", "llm")
@@ -59,9 +59,9 @@ def _both_ways(images: Tensor, texts: Tensor, temperature: Tensor, same: Tensor)
     images, texts = (rows if rows.dtype == torch.float64 else rows.float() for rows in (images, texts))
     all_images, offset = gather(images)
     all_texts, _ = gather(texts)
-    image_to_text = info_nce(images, all_texts, temperature=temperature, offset=offset, same=same)
-    text_to_image = info_nce(texts, all_images, temperature=temperature, offset=offset, same=same)
-    return (image_to_text + text_to_image) / 2
+    return symmetric_info_nce(
+        images, texts, all_images=all_images, all_texts=all_texts, offset=offset, temperature=temperature, same=same
+    )
 
 
 def _same_image(batch: PairBatch) -> Tensor:

@@ -18,7 +18,7 @@ from hialign.batch import Tokens
 from hialign.data.records import IMAGE, Turn
 from hialign.data.templates import Segment, chat, tokenise
 from hialign.data.vqa import SHORT_ANSWER
-from hialign.losses import info_nce, next_token
+from hialign.losses import next_token, symmetric_info_nce
 from hialign.models import Model
 from hialign.tabletop.language import CHANGES, DESCRIBE, POSITIVE_BIAS, alter, any_question, caption, phrase
 from hialign.tabletop.model import EMBED, VISION
@@ -145,15 +145,9 @@ class Towers(nn.Module):
         phrases = self.alignment.head("clip", "text", self.alignment.embed_text(batch.phrases))
         same = number[:, None] == number[None, :]
         return {
-            "caption": _both_ways(image[: len(text)], text, self.alignment.temperature, None),
-            "region": _both_ways(places, phrases[number], 0.07, same),
+            "caption": symmetric_info_nce(image[: len(text)], text, temperature=self.alignment.temperature),
+            "region": symmetric_info_nce(places, phrases[number], temperature=0.07, same=same),
         }
-
-
-def _both_ways(one: Tensor, other: Tensor, temperature: Tensor | float, same: Tensor | None) -> Tensor:
-    forth = info_nce(one, other, temperature=temperature, same=same)
-    back = info_nce(other, one, temperature=temperature, same=same)
-    return (forth + back) / 2
 
 
 def notes(scene: Scene, rng: np.random.Generator, *, kept: float) -> str:
