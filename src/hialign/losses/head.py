@@ -1,8 +1,9 @@
 """The losses of `token` from hidden states and the head's weight, without the logits of a whole batch.
 
 The head runs over a block of positions at a time, so that (batch, length, vocab) never exists. Values and gradients
-are those of the plain form. Where the head is frozen, the gradient of the hidden states is made in the forward pass,
-beside the logits; where it trains, the backward pass computes the logits once more.
+are those of the plain form. Where the head is frozen, or the losses are summed here, the gradients are made in the
+forward pass, beside the logits; else (token by token, under a head that trains) the backward pass computes the logits
+once more.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .token import IGNORED, check_reduction, predicted_in, sample_mean, spread, targets_in
+from .token import IGNORED, check_kl_reduction, check_reduction, predicted_in, sample_mean, spread, targets_in
 
 # (logits of a block, the block's rows, whether slopes are wanted) -> the rows' losses, (rows,), and their slopes
 # d loss / d logits, (rows, vocab).
@@ -50,11 +51,12 @@ def chunked_next_token(
     >>> chunked_next_token(torch.zeros(1, 3, 2), torch.ones(4, 2), torch.tensor([[-100, 2, 3]]))  # log 4
     tensor(1.3863)
     """
-    predicted, losses = _token_losses("chunked_next_token", hidden, weight, labels, bias, chunk_size)
-    check_reduction("chunked_next_token", reduction, predicted)
-    if reduction == "sample_mean":
+    name, per_row = "chunked_next_token", reduction == "sample_mean"
+    predicted, losses = _token_losses(name, hidden, weight, labels, bias, chunk_size, summed=not per_row)
+    check_reduction(name, reduction, predicted)
+    if per_row:
         return sample_mean(losses, predicted)
-    return losses.sum() if reduction == "sum" else losses.mean()
+    return losses if reduction == "sum" else losses / predicted.sum()
 
 
 def chunked_token_logps(
@@ -70,7 +72,7 @@ def chunked_token_logps(
     >>> chunked_token_logps(torch.zeros(1, 3, 2), torch.ones(4, 2), torch.tensor([[-100, 2, -100]]))
     tensor([[-1.3863,  0.0000]])
     """
-    predicted, losses = _token_losses("chunked_token_logps", hidden, weight, labels, bias, chunk_size)
+    predicted, losses = _token_losses("chunked_token_logps", hidden, weight, labels, bias, chunk_size, summed=False)
     return spread(-losses, predicted)
 
 
@@ -83,9 +85,10 @@ def chunked_token_kl(
     bias: Tensor | None = None,
     reference_weight: Tensor | None = None,
     reference_bias: Tensor | None = None,
+    reduction: str = "none",
     chunk_size: int = 256,
 ) -> Tensor:
-    """(batch, length - 1): ``token_kl`` of the two models' logits, without either's logits.
+    """(batch, length - 1), or (): ``token_kl`` of the two models' logits, without either's logits.
 
     Args:
         hidden: (batch, length, dim), the policy's.
@@ -96,6 +99,7 @@ def chunked_token_kl(
         reference_weight: (vocab, reference_dim). None: the reference's head is the policy's own (weight and bias),
             as where adapters train and the head does not. It gets no gradient.
         reference_bias: (vocab,), beside a reference_weight.
+        reduction: "none" or "sum", as in ``token_kl``; with a head that trains, "sum" is by a third cheaper.
         chunk_size: positions per block.
 
     Source: as ``token_kl`` and ``chunked_next_token``.
@@ -106,6 +110,7 @@ def chunked_token_kl(
     tensor([[0.]])
     """
     name = "chunked_token_kl"
+    check_kl_reduction(name, reduction)
     if reference_weight is None:
         if reference_bias is not None:
             raise ValueError(f"{name}: reference_bias came without reference_weight; give both, or neither")
@@ -134,14 +139,15 @@ def chunked_token_kl(
         losses = torch.linalg.vecdot(probs, log_reference.sub_(log_policy))
         return losses, log_policy.exp_().sub_(probs) if slopes else None
 
-    states = hidden[:, :-1][predicted]  # (targets, dim)
-    return spread(_losses(states, weight, bias, divergence, chunk_size, dtype), predicted)
+    states, summed = hidden[:, :-1][predicted], reduction == "sum"
+    losses = _losses(states, weight, bias, divergence, chunk_size, dtype, summed=summed)
+    return losses if summed else spread(losses, predicted)
 
 
 def _token_losses(
-    name: str, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, chunk_size: int
+    name: str, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, chunk_size: int, *, summed: bool
 ) -> tuple[Tensor, Tensor]:
-    """Where a label is predicted, (batch, length - 1) bool, and minus its log-probability, (targets,)."""
+    """Where a label is predicted, (batch, length - 1) bool, and minus its log-probability, (targets,) or their sum."""
     dtype = _checked_dtype(name, hidden, weight, bias, chunk_size)
     if hidden.shape[:2] != labels.shape:
         raise ValueError(
@@ -158,25 +164,33 @@ def _token_losses(
         # The slope is p - 1 at the target and p elsewhere.
         return -logps[:, 0], log_probs.exp_().scatter_(-1, targets[rows], logps.expm1()) if slopes else None
 
-    return predicted, _losses(hidden[:, :-1][predicted], weight, bias, surprise, chunk_size, dtype)
+    states = hidden[:, :-1][predicted]  # (targets, dim)
+    return predicted, _losses(states, weight, bias, surprise, chunk_size, dtype, summed=summed)
 
 
 def _losses(
-    states: Tensor, weight: Tensor, bias: Tensor | None, score: _Score, chunk_size: int, dtype: torch.dtype
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    score: _Score,
+    chunk_size: int,
+    dtype: torch.dtype,
+    *,
+    summed: bool,
 ) -> Tensor:
-    """(targets,): the score's losses of the head's logits at each of ``states``, (targets, dim)."""
+    """(targets,): the score's losses of the head's logits at each of ``states``, (targets, dim); () where summed."""
     trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-    ahead = torch.is_grad_enabled() and states.requires_grad and not trained
-    losses: Tensor = _BlockedHead.apply(states, weight, bias, score, chunk_size, dtype, ahead)
+    ahead = torch.is_grad_enabled() and (summed or not trained)
+    losses: Tensor = _BlockedHead.apply(states, weight, bias, score, chunk_size, dtype, ahead, summed)
     return losses
 
 
 class _BlockedHead(torch.autograd.Function):
-    """(targets,): losses of the head's logits, a block of positions at a time.
+    """(targets,): losses of the head's logits, a block of positions at a time; or (), their sum.
 
-    ``ahead`` makes the gradient of the states in the forward pass: each loss depends on its own state only, so what
-    comes from above is one factor per row. The head's gradient sums over rows, needs those factors first, and
-    therefore the logits a second time.
+    ``ahead`` makes the gradients in the forward pass, while the logits are there. What comes from above is then one
+    factor, or one per row, which suits the states: each loss depends on its own state only. The gradient of a head
+    that trains sums over the rows, so that it needs their factors first, and therefore the logits a second time.
     """
 
     @staticmethod
@@ -189,49 +203,80 @@ class _BlockedHead(torch.autograd.Function):
         chunk_size: int,
         dtype: torch.dtype,
         ahead: bool,
+        summed: bool,
     ) -> Tensor:
         losses = states.new_empty(len(states), dtype=torch.promote_types(dtype, torch.float32))
-        slopes_in = torch.empty_like(states, dtype=dtype) if ahead else None
-        with _no_autocast(states):
-            head, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
-            for rows in _blocks(len(states), chunk_size):
-                logits = F.linear(states[rows].to(dtype), head, offset)  # (rows, vocab)
-                losses[rows], slopes = score(logits, rows, ahead)
-                if slopes_in is not None and slopes is not None:
-                    torch.mm(slopes.to(dtype), head, out=slopes_in[rows])
-        ctx.settings = score, chunk_size, dtype, ahead
-        ctx.save_for_backward(*(slopes_in, states[:0]) if ahead else (states, weight, bias))
-        return losses
+        needed = ctx.needs_input_grad if ahead else (False, False, False)
+        made = _run(states, weight, bias, score, chunk_size, dtype, needed, losses=losses)
+        ctx.settings = score, chunk_size, dtype
+        ctx.made = made if ahead else None
+        ctx.save_for_backward(states, weight, bias)
+        return losses.sum() if summed else losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factors: Tensor) -> tuple[Tensor | None, ...]:
-        score, chunk_size, dtype, ahead = ctx.settings
-        if ahead:
-            slopes_in, like = ctx.saved_tensors
-            return (slopes_in * factors[:, None]).to(like.dtype), *(None,) * 6
         states, weight, bias = ctx.saved_tensors
-        wide = factors.dtype
-        to_states, to_weight, to_bias = (
-            torch.zeros_like(tensor, dtype=kept) if needed else None
-            for tensor, kept, needed in zip(
-                (states, weight, bias), (dtype, wide, wide), ctx.needs_input_grad, strict=False
-            )
-        )
-        with _no_autocast(states):
-            head, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
-            for rows in _blocks(len(states), chunk_size):
-                block = states[rows].to(dtype)
-                slopes = score(F.linear(block, head, offset), rows, True)[1].mul_(factors[rows, None])
-                if to_bias is not None:
-                    to_bias += slopes.sum(0)
-                slopes = slopes.to(dtype)
-                if to_states is not None:
-                    torch.mm(slopes, head, out=to_states[rows])
-                if to_weight is not None:
-                    _add_product(to_weight, slopes, block)
-        grads = (to_states, states), (to_weight, weight), (to_bias, bias)
-        return *(None if grad is None else grad.to(of.dtype) for grad, of in grads), *(None,) * 4
+        # Scaled in place, so that a head's gradient exists once; a second backward pass makes its own.
+        made, ctx.made = ctx.made, None
+        if made is None:
+            score, chunk_size, dtype = ctx.settings
+            per_row = factors.expand(len(states))[:, None]
+            made = _run(states, weight, bias, score, chunk_size, dtype, ctx.needs_input_grad, factors=per_row)
+        else:
+            by = (factors[..., None], factors, factors)
+            made = tuple(None if grad is None else _scaled(grad, factor) for grad, factor in zip(made, by, strict=True))
+        of = (states, weight, bias)
+        return *(None if grad is None else grad.to(to.dtype) for grad, to in zip(made, of, strict=True)), *(None,) * 5
+
+
+def _run(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    score: _Score,
+    chunk_size: int,
+    dtype: torch.dtype,
+    needed: tuple[bool, ...],
+    *,
+    losses: Tensor | None = None,
+    factors: Tensor | None = None,
+) -> tuple[Tensor | None, ...]:
+    """The gradients of states, weight and bias that are needed, each row's times its factor; fills ``losses``."""
+    wide = torch.promote_types(dtype, torch.float32)
+    grads = tuple(
+        torch.zeros_like(tensor, dtype=kept) if wanted and tensor is not None else None
+        for tensor, kept, wanted in zip((states, weight, bias), (dtype, wide, wide), needed, strict=False)
+    )
+    slopes_wanted = any(grad is not None for grad in grads)
+    with _no_autocast(states):
+        head, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
+        for rows in _blocks(len(states), chunk_size):
+            block = states[rows].to(dtype)
+            values, slopes = score(F.linear(block, head, offset), rows, slopes_wanted)
+            if losses is not None:
+                losses[rows] = values
+            if slopes is not None:
+                _add_gradients(grads, slopes if factors is None else slopes.mul_(factors[rows]), block, head, rows)
+            del slopes  # before the next block's logits
+    return grads
+
+
+def _add_gradients(grads: tuple[Tensor | None, ...], slopes: Tensor, block: Tensor, head: Tensor, rows: slice) -> None:
+    """Add what the slopes d loss / d logits of one block, (rows, vocab), give to each gradient."""
+    to_states, to_weight, to_bias = grads
+    if to_bias is not None:
+        to_bias += slopes.sum(0)
+    slopes = slopes.to(block.dtype)
+    if to_states is not None:
+        torch.mm(slopes, head, out=to_states[rows])
+    if to_weight is not None:
+        _add_product(to_weight, slopes, block)
+
+
+def _scaled(grad: Tensor, factor: Tensor) -> Tensor:
+    """grad * factor, in place unless that would round to half."""
+    return grad.mul_(factor) if grad.dtype == factor.dtype else grad * factor
 
 
 def _add_product(total: Tensor, slopes: Tensor, block: Tensor) -> None:

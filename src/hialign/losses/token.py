@@ -127,7 +127,9 @@ def sequence_logps(
     return sums if reduction == "sum" else sums / totals
 
 
-def token_kl(policy_logits: Tensor, reference_logits: Tensor, mask_or_labels: Tensor) -> Tensor:
+def token_kl(
+    policy_logits: Tensor, reference_logits: Tensor, mask_or_labels: Tensor, *, reduction: str = "none"
+) -> Tensor:
     """(batch, length - 1): KL(reference || policy) over the vocabulary at each scored position, 0 elsewhere.
 
     The forward divergence: the policy is to cover what the reference says. The reference gets no gradient.
@@ -137,6 +139,7 @@ def token_kl(policy_logits: Tensor, reference_logits: Tensor, mask_or_labels: Te
         reference_logits: the same shape.
         mask_or_labels: (batch, length) int64 labels, or (batch, length - 1) bool. Place t is the divergence of
             the logits at t, which predict the label at t + 1; the last logits predict nothing.
+        reduction: "none", or "sum": (), over all positions.
 
     Source: Zeng et al. 2024 (TDPO), arXiv:2404.11999, definition of the sequential KL divergence;
         Sarkar et al. 2024 (HALVA), arXiv:2405.18654, as in code pritamqu/HALVA@059b086.
@@ -145,6 +148,7 @@ def token_kl(policy_logits: Tensor, reference_logits: Tensor, mask_or_labels: Te
     >>> token_kl(torch.zeros(1, 2, 2), torch.tensor([[[0.0, 100.0], [0.0, 0.0]]]), torch.tensor([[-100, 1]]))
     tensor([[0.6931]])
     """
+    check_kl_reduction("token_kl", reduction)
     if policy_logits.dim() != 3 or policy_logits.shape != reference_logits.shape:
         raise ValueError(
             f"token_kl: policy_logits {tuple(policy_logits.shape)} and reference_logits "
@@ -156,7 +160,8 @@ def token_kl(policy_logits: Tensor, reference_logits: Tensor, mask_or_labels: Te
     wide = torch.promote_types(policy_logits.dtype, torch.float32)
     policy = policy_logits[:, :-1][predicted].to(wide).log_softmax(-1)  # (targets, vocab)
     reference = reference_logits.detach()[:, :-1][predicted].to(wide).log_softmax(-1)
-    return spread(F.kl_div(policy, reference, reduction="none", log_target=True).sum(-1), predicted)
+    divergences = F.kl_div(policy, reference, reduction="none", log_target=True).sum(-1)
+    return divergences.sum() if reduction == "sum" else spread(divergences, predicted)
 
 
 # What the functions of `head` do in the same way.
@@ -206,6 +211,12 @@ def check_reduction(name: str, reduction: str, predicted: Tensor) -> None:
             f"{name}: row {row} of labels {shape} holds no token to predict (all are -100 after the first position), "
             "wanted at least one in every row for 'sample_mean'; drop such rows"
         )
+
+
+def check_kl_reduction(name: str, reduction: str) -> None:
+    """Raise where ``token_kl``'s reduction is not one."""
+    if reduction not in ("none", "sum"):
+        raise ValueError(f"{name}: reduction={reduction!r}, wanted 'none' or 'sum'; for a mean, divide the sum")
 
 
 def sample_mean(losses: Tensor, predicted: Tensor) -> Tensor:
