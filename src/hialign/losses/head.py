@@ -19,8 +19,8 @@ from torch.autograd.function import once_differentiable
 
 from .token import IGNORED, check_kl_reduction, check_reduction, predicted_in, sample_mean, spread, targets_in
 
-# (logits of a block, the block's rows, whether slopes are wanted) -> the rows' losses, (rows,), and their slopes
-# d loss / d logits, (rows, vocab).
+# (logits of a block, which it may overwrite; the block's rows; whether slopes are wanted) -> the rows' losses, (rows,),
+# and their slopes d loss / d logits, (rows, vocab). In place, since a tensor of that size costs as much as its exp.
 _Score = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor | None]]
 
 _VOCAB_BLOCK = 4096  # rows of the head's gradient that are widened at a time
@@ -133,11 +133,13 @@ def chunked_token_kl(
 
     def divergence(logits: Tensor, rows: slice, slopes: bool) -> tuple[Tensor, Tensor | None]:
         states, head, offset = reference
-        log_reference = F.linear(states[rows], head, offset).log_softmax(-1, dtype=wide)
-        log_policy = logits.log_softmax(-1, dtype=wide)
-        probs = log_reference.exp()
-        losses = torch.linalg.vecdot(probs, log_reference.sub_(log_policy))
-        return losses, log_policy.exp_().sub_(probs) if slopes else None
+        others = F.linear(states[rows], head, offset).to(wide)
+        logits, others = _below_max(logits.to(wide)), _below_max(others)
+        differences = others - logits
+        sums, other_sums = _exp_sums(logits), _exp_sums(others)  # both now hold exp
+        probs = others.div_(other_sums)
+        losses = differences.mul_(probs).sum(-1) + (sums.log() - other_sums.log())[:, 0]
+        return losses, logits.div_(sums).sub_(probs) if slopes else None
 
     states, summed = hidden[:, :-1][predicted], reduction == "sum"
     losses = _losses(states, weight, bias, divergence, chunk_size, dtype, summed=summed)
@@ -159,10 +161,12 @@ def _token_losses(
     wide = torch.promote_types(dtype, torch.float32)
 
     def surprise(logits: Tensor, rows: slice, slopes: bool) -> tuple[Tensor, Tensor | None]:
-        log_probs = logits.log_softmax(-1, dtype=wide)
-        logps = log_probs.gather(-1, targets[rows])  # (rows, 1)
+        logits = _below_max(logits.to(wide))
+        scores = logits.gather(-1, targets[rows])  # (rows, 1)
+        sums = _exp_sums(logits)  # logits now hold exp
+        logps = scores - sums.log()
         # The slope is p - 1 at the target and p elsewhere.
-        return -logps[:, 0], log_probs.exp_().scatter_(-1, targets[rows], logps.expm1()) if slopes else None
+        return -logps[:, 0], logits.div_(sums).scatter_(-1, targets[rows], logps.expm1()) if slopes else None
 
     states = hidden[:, :-1][predicted]  # (targets, dim)
     return predicted, _losses(states, weight, bias, surprise, chunk_size, dtype, summed=summed)
@@ -251,14 +255,14 @@ def _run(
     slopes_wanted = any(grad is not None for grad in grads)
     with _no_autocast(states):
         head, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
+        logits = head.new_empty(min(chunk_size, len(states)), len(head))
         for rows in _blocks(len(states), chunk_size):
             block = states[rows].to(dtype)
-            values, slopes = score(F.linear(block, head, offset), rows, slopes_wanted)
+            values, slopes = score(_linear(block, head, offset, out=logits[: len(block)]), rows, slopes_wanted)
             if losses is not None:
                 losses[rows] = values
             if slopes is not None:
                 _add_gradients(grads, slopes if factors is None else slopes.mul_(factors[rows]), block, head, rows)
-            del slopes  # before the next block's logits
     return grads
 
 
@@ -277,6 +281,21 @@ def _add_gradients(grads: tuple[Tensor | None, ...], slopes: Tensor, block: Tens
 def _scaled(grad: Tensor, factor: Tensor) -> Tensor:
     """grad * factor, in place unless that would round to half."""
     return grad.mul_(factor) if grad.dtype == factor.dtype else grad * factor
+
+
+def _linear(block: Tensor, head: Tensor, offset: Tensor | None, *, out: Tensor) -> Tensor:
+    """``out``, (rows, vocab): block @ head.T + offset."""
+    return torch.mm(block, head.T, out=out) if offset is None else torch.addmm(offset, block, head.T, out=out)
+
+
+def _below_max(logits: Tensor) -> Tensor:
+    """The logits less their row's largest, in place."""
+    return logits.sub_(logits.amax(-1, keepdim=True))
+
+
+def _exp_sums(logits: Tensor) -> Tensor:
+    """(rows, 1): the sums of exp(logits), which the logits become."""
+    return logits.exp_().sum(-1, keepdim=True)
 
 
 def _add_product(total: Tensor, slopes: Tensor, block: Tensor) -> None:
