@@ -97,6 +97,11 @@ def halva(
         raise ValueError(f"halva: cells={cells!r}, wanted 'real' or 'padded'; choose one of these")
     if reduction not in ("mean", "sum"):
         raise ValueError(f"halva: reduction={reduction!r}, wanted 'mean' or 'sum'; choose one of these")
+    for side, logps, ids in (
+        ("chosen", policy_chosen, chosen_phrases),
+        ("rejected", policy_rejected, rejected_phrases),
+    ):
+        _check_ids("halva", f"policy_{side}", logps, f"{side}_phrases", ids)
     real = _paired("halva", chosen_phrases, rejected_phrases)  # (batch, phrases)
     chosen = phrase_sums(policy_chosen, chosen_phrases)
     rejected = phrase_sums(policy_rejected, rejected_phrases)
@@ -122,15 +127,10 @@ def phrase_sums(logps: Tensor, phrase_ids: Tensor) -> Tensor:
     >>> phrase_sums(torch.tensor([[-1.0, -2.0, -4.0]]), torch.tensor([[2, 0, 2]]))
     tensor([[ 0., -5.]])
     """
-    if logps.dim() != 2 or logps.shape != phrase_ids.shape:
-        raise ValueError(
-            f"phrase_sums: logps {tuple(logps.shape)} and phrase_ids {tuple(phrase_ids.shape)} do not fit; wanted "
-            "(batch, length - 1) twice; ids that stand at their own tokens are phrase_ids[:, 1:]"
-        )
-    _check_ids("phrase_sums", "phrase_ids", phrase_ids)
+    _check_ids("phrase_sums", "logps", logps, "phrase_ids", phrase_ids)
     wide = torch.promote_types(logps.dtype, torch.float32)
     logps = logps.to(wide).masked_fill(phrase_ids == 0, 0.0)
-    columns = int(phrase_ids.max()) + 1
+    columns = int(phrase_ids.max()) + 1 if phrase_ids.numel() else 1
     return logps.new_zeros(len(logps), columns).scatter_add(1, phrase_ids, logps)[:, 1:]
 
 
@@ -204,14 +204,14 @@ def _released_spans(chosen: list[int], rejected: list[int]) -> Iterator[tuple[sl
 
 def _paired(name: str, chosen_phrases: Tensor, rejected_phrases: Tensor) -> Tensor:
     """(batch, phrases) bool: which phrases each row has; an error where its two sides have not the same."""
-    if chosen_phrases.dim() != 2 or rejected_phrases.dim() != 2 or len(chosen_phrases) != len(rejected_phrases):
+    if len(chosen_phrases) != len(rejected_phrases):
         raise ValueError(
-            f"{name}: chosen_phrases {tuple(chosen_phrases.shape)} and rejected_phrases "
-            f"{tuple(rejected_phrases.shape)} do not fit; wanted (batch, length - 1) each, as many rows in both"
+            f"{name}: policy_rejected and rejected_phrases have {len(rejected_phrases)} rows beside "
+            f"{len(chosen_phrases)} of policy_chosen and chosen_phrases, wanted as many; give one row per pair"
         )
-    _check_ids(name, "chosen_phrases", chosen_phrases)
-    _check_ids(name, "rejected_phrases", rejected_phrases)
-    columns = 1 + max(int(ids.max()) if ids.numel() else 0 for ids in (chosen_phrases, rejected_phrases))
+    if chosen_phrases.numel() == 0 or rejected_phrases.numel() == 0:
+        raise ValueError(f"{name}: chosen_phrases or rejected_phrases is empty and holds no phrase; drop such batches")
+    columns = 1 + max(int(ids.max()) for ids in (chosen_phrases, rejected_phrases))
     chosen, rejected = (
         torch.zeros(len(ids), columns, dtype=torch.bool, device=ids.device).scatter(1, ids, True)[:, 1:]
         for ids in (chosen_phrases, rejected_phrases)
@@ -231,8 +231,13 @@ def _paired(name: str, chosen_phrases: Tensor, rejected_phrases: Tensor) -> Tens
     return chosen
 
 
-def _check_ids(name: str, field: str, ids: Tensor) -> None:
-    """Raise where phrase ids are not int64, or are negative."""
+def _check_ids(name: str, logps_field: str, logps: Tensor, field: str, ids: Tensor) -> None:
+    """Raise where phrase ids are not int64, negative, or not one per logp."""
+    if logps.dim() != 2 or logps.shape != ids.shape:
+        raise ValueError(
+            f"{name}: {logps_field} {tuple(logps.shape)} and {field} {tuple(ids.shape)} do not fit; wanted "
+            f"(batch, length - 1) twice; ids that stand at their own tokens are {field}[:, 1:]"
+        )
     if ids.dtype != torch.int64:
         raise ValueError(f"{name}: {field} is {ids.dtype}, wanted torch.int64; call .long()")
     if bool((ids < 0).any()):
