@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .token import IGNORED, check_kl_reduction, check_reduction, predicted_in, sample_mean, spread, targets_in
 
@@ -46,7 +46,7 @@ def chunked_next_token(
         chunk_size: positions per block; it bounds the memory at some (chunk_size, vocab), and changes no value.
 
     Source: the plain form; Wijmans et al. 2024, arXiv:2411.09009, for the idea of recomputing the logits.
-    Differs: blocks of positions only, not of the vocabulary. No second derivative.
+    Differs: blocks of positions only, not of the vocabulary. A second derivative (create_graph=True) is an error.
 
     >>> chunked_next_token(torch.zeros(1, 3, 2), torch.ones(4, 2), torch.tensor([[-100, 2, 3]]))  # log 4
     tensor(1.3863)
@@ -212,24 +212,29 @@ class _BlockedHead(torch.autograd.Function):
         losses = states.new_empty(len(states), dtype=torch.promote_types(dtype, torch.float32))
         needed = ctx.needs_input_grad if ahead else (False, False, False)
         made = _run(states, weight, bias, score, chunk_size, dtype, needed, losses=losses)
-        ctx.settings = score, chunk_size, dtype
+        ctx.settings = score, chunk_size, dtype, ahead
         ctx.made = made if ahead else None
         ctx.save_for_backward(states, weight, bias)
         return losses.sum() if summed else losses
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, factors: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            # What comes back would count as a constant, and a second derivative would be wrong without a word.
+            raise ValueError(
+                "the chunked losses have no second derivative, and create_graph=True asks for one; use next_token, "
+                "token_logps or token_kl on logits"
+            )
         states, weight, bias = ctx.saved_tensors
-        # Scaled in place, so that a head's gradient exists once; a second backward pass makes its own.
-        made, ctx.made = ctx.made, None
-        if made is None:
-            score, chunk_size, dtype = ctx.settings
-            per_row = factors.expand(len(states))[:, None]
-            made = _run(states, weight, bias, score, chunk_size, dtype, ctx.needs_input_grad, factors=per_row)
-        else:
+        score, chunk_size, dtype, ahead = ctx.settings
+        run = partial(_run, states, weight, bias, score, chunk_size, dtype, ctx.needs_input_grad)
+        if ahead:
+            # Scaled in place, so that a head's gradient exists once; a second backward pass makes its own.
+            made, ctx.made = run() if ctx.made is None else ctx.made, None
             by = (factors[..., None], factors, factors)
             made = tuple(None if grad is None else _scaled(grad, factor) for grad, factor in zip(made, by, strict=True))
+        else:
+            made = run(factors=factors[:, None])
         of = (states, weight, bias)
         return *(None if grad is None else grad.to(to.dtype) for grad, to in zip(made, of, strict=True)), *(None,) * 5
 
