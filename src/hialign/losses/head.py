@@ -33,7 +33,7 @@ def chunked_next_token(
     *,
     bias: Tensor | None = None,
     reduction: str = "mean",
-    chunk_size: int = 256,
+    chunk_size: int = 512,
 ) -> Tensor:
     """(): ``next_token(hidden @ weight.T + bias, labels)``, without those logits.
 
@@ -60,7 +60,7 @@ def chunked_next_token(
 
 
 def chunked_token_logps(
-    hidden: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None = None, chunk_size: int = 256
+    hidden: Tensor, weight: Tensor, labels: Tensor, *, bias: Tensor | None = None, chunk_size: int = 512
 ) -> Tensor:
     """(batch, length - 1): ``token_logps(hidden @ weight.T + bias, labels)``, without those logits.
 
@@ -86,7 +86,7 @@ def chunked_token_kl(
     reference_weight: Tensor | None = None,
     reference_bias: Tensor | None = None,
     reduction: str = "none",
-    chunk_size: int = 256,
+    chunk_size: int = 512,
 ) -> Tensor:
     """(batch, length - 1), or (): ``token_kl`` of the two models' logits, without either's logits.
 
@@ -336,7 +336,7 @@ def _checked_dtype(
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"{name}: {side}bias has shape {tuple(bias.shape)}, wanted ({len(weight)},), the vocabulary's")
     if chunk_size < 1:
-        raise ValueError(f"{name}: chunk_size={chunk_size}, wanted 1 or more; 256 is a good start")
+        raise ValueError(f"{name}: chunk_size={chunk_size}, wanted 1 or more; 512 is a good start")
     # What autocast makes of a product is asked of a product: the functions that tell changed between torch releases.
     dtypes = [(one @ one).dtype for one in (hidden.new_zeros(1, 1), weight.new_zeros(1, 1))]
     if dtypes[0] != dtypes[1]:
