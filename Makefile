@@ -8,8 +8,6 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := dev,slurm,wandb,tensorboard
 PYTEST_ARGS ?=
-# A folder in Flickr8k's layout for `make demo`; empty: it draws its pictures.
-PHOTOS ?= $(wildcard ../shared/data/flickr8k)
 # What reads or writes through transformers.
 RANGE_TESTS ?= tests/models tests/runner/test_asking.py tests/runner/test_seven_billion.py tests/runner/commands/test_ask.py \
 	tests/runner/commands/test_real_models.py
@@ -22,7 +20,7 @@ help: ## this list
 install: $(STAMP) ## the package, its tools and the locked dependencies, into .venv
 
 demo: $(STAMP) ## the whole thing on a laptop, without downloads
-	$(BIN)/hialign demo $(if $(PHOTOS),photos=$(PHOTOS))
+	$(BIN)/hialign demo
 
 test: lint ## style, types, import rules, then the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)

@@ -1,5 +1,7 @@
 """What the README promises, run."""
 
+import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -34,3 +36,13 @@ def test_every_config_that_the_readme_names_exists(readme: str, repo: Path) -> N
     named = re.findall(r"\b(experiment|model|solver|data|benchmark|tracker)=([a-z0-9_]+)", readme)
     for group, name in [pair for pair in named if pair[1] not in own]:
         assert (repo / "configs" / group / f"{name}.yaml").is_file(), f"{group}={name}"
+
+
+def test_the_demo_on_the_first_screen_is_what_its_script_writes(readme: str, repo: Path) -> None:
+    found = importlib.util.spec_from_file_location("write_readme", repo / "scripts" / "write_readme.py")
+    assert found
+    assert found.loader
+    script = importlib.util.module_from_spec(found)
+    found.loader.exec_module(script)
+    assert script.block(json.loads((repo / "docs" / "demo.json").read_text())["arms"]) in readme
+    assert (repo / "docs" / "demo.png").read_bytes().startswith(b"\x89PNG")

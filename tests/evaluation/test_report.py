@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from hialign.evaluation.report import table
+from hialign.evaluation.report import side_by_side, table
 
 
 def test_the_table_has_a_line_a_number_under_its_benchmark() -> None:
@@ -51,3 +51,13 @@ def test_a_report_and_answers_import_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert not {"torch", "numpy", "transformers", "hydra", "PIL"} & set(json.loads(done.stdout))
+
+
+def test_columns_stand_side_by_side_and_read_as_markdown() -> None:
+    columns = {"llava": {"a": 0.5, "s": 61.4}, "hierarchical": {"a": 1.0, "s": 9.0}}
+    assert side_by_side(columns, {"a": "accuracy", "s": "seconds"}).splitlines() == [
+        "|          | llava | hierarchical |",
+        "|----------|------:|-------------:|",
+        "| accuracy | 0.500 |        1.000 |",
+        "| seconds  |    61 |        9.000 |",
+    ]

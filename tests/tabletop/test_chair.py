@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hialign.tabletop.chair import Chair, chair
-from hialign.tabletop.language import caption, hallucinated
+from hialign.tabletop.chair import Chair, attributes, chair
+from hialign.tabletop.language import caption, hallucinated, mark
 from hialign.tabletop.world import Scene, Thing, sample
 
 CUP = Thing("cup", "red", "large", "top", "whole")
@@ -41,3 +41,31 @@ def test_a_model_that_names_nothing_has_no_recall():
 def test_no_caption_is_an_error():
     with pytest.raises(ValueError, match="no caption"):
         chair([])
+
+
+def test_attributes_by_hand():
+    """A red cup is said to be red at the left; a blue pen is said twice, once blue, once green; nothing is small."""
+    said = "a red cup at the left, a blue pen at the left and a green pen"
+    numbers = attributes([(said, Scene((CUP, PEN), (0, 0, 0)))])
+    assert numbers["colour_recall"] == 1.0
+    assert numbers["colour_precision"] == pytest.approx(2 / 3)
+    assert (numbers["place_recall"], numbers["place_precision"]) == (0.5, 0.5)
+    assert numbers["size_recall"] == numbers["state_precision"] == 0.0
+
+
+def test_attributes_of_true_captions_are_all_said_and_all_true():
+    scenes = [sample("test", index, seed=0) for index in range(50)]
+    numbers = attributes((caption(scene, scene.rng(1), paraphrase=1.0), scene) for scene in scenes)
+    assert set(numbers.values()) == {1.0}
+
+
+def test_attributes_of_made_up_kinds_count_neither_way():
+    numbers = attributes([("a red cup at the top and a blue lamp at the left", Scene((CUP,), (0, 0, 0)))])
+    assert (numbers["colour_recall"], numbers["colour_precision"], numbers["place_precision"]) == (1.0, 1.0, 1.0)
+
+
+def test_made_up_kinds_are_marked_where_they_stand():
+    assert mark("There is a red cup, two small SPOONS and no lamp.", {"spoon", "lamp"}) == (
+        "there is a red cup, two small *spoons* and no lamp."
+    )
+    assert mark("a cup and a cupboard", {"cup"}) == "a *cup* and a cupboard"

@@ -16,11 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 from hialign.batch import Tokens
 from hialign.data.records import IMAGE, Turn
-from hialign.data.templates import Segment, chat, tokenise
+from hialign.data.templates import chat
 from hialign.data.vqa import SHORT_ANSWER
 from hialign.losses import next_token, symmetric_info_nce
 from hialign.models import Model
-from hialign.tabletop.language import CHANGES, DESCRIBE, POSITIVE_BIAS, alter, any_question, caption, phrase
+from hialign.tabletop.language import CHANGES, DESCRIBE, POSITIVE_BIAS, TOPICS, alter, caption, phrase, question
 from hialign.tabletop.model import EMBED, VISION
 from hialign.tabletop.render import render
 from hialign.tabletop.world import COLOURS, KINDS, PLACES, SIDE, SIZES, STATES, Scene, sample
@@ -44,8 +44,8 @@ class Phase:
 
 
 TOWERS = Phase(steps=1500, batch_size=128, lr=1.5e-3)
-READING = Phase(steps=500, batch_size=40, lr=1.5e-3, warmup=50)  # twice: the rate rises and falls, and once more
-LANGUAGE = Phase(steps=300, batch_size=40, lr=2e-3, warmup=100)
+READING = Phase(steps=500, batch_size=64, lr=1.5e-3, warmup=50)  # twice: the rate rises and falls, and once more
+LANGUAGE = Phase(steps=600, batch_size=64, lr=2e-3, warmup=100)
 
 
 @dataclass(frozen=True)
@@ -174,14 +174,14 @@ def text_row(scene: Scene, words: PreTrainedTokenizerBase, *, positive_bias: flo
     if rng.random() < 0.5:
         turns = [Turn(f"{above}{DESCRIBE}", caption(scene, rng, paraphrase=0.5))]
     else:
-        turns = _asked(scene, rng, above, positive_bias, most=2)
+        turns = _asked(scene, rng, above, positive_bias)
     return "".join(segment.text for segment in chat(turns, words))
 
 
-def _asked(scene: Scene, rng: np.random.Generator, above: str, positive_bias: float, *, most: int) -> list[Turn]:
-    """Up to ``most`` questions, the first behind the text ``above``."""
-    number = 1 + int(rng.integers(most))
-    first, *others = (any_question(scene, rng, positive_bias=positive_bias) for _ in range(number))
+def _asked(scene: Scene, rng: np.random.Generator, above: str, positive_bias: float) -> list[Turn]:
+    """Up to two questions, the first behind the text ``above``."""
+    asked = [question(scene, topic, rng, positive_bias=positive_bias) for topic in rng.permutation(list(TOPICS))]
+    first, *others = [q for q in asked if q is not None][:2]
     return [Turn(f"{above}{first.text}\n{SHORT_ANSWER}", first.answer), *(Turn(q.text, q.answer) for q in others)]
 
 
@@ -212,44 +212,31 @@ class ReadingBatch:
 def reading_batch(first: int, size: int, *, seed: int, words: PreTrainedTokenizerBase) -> ReadingBatch:
     """Rows as fine-tuning will have them, on the biased training scenes from number ``first`` on.
 
-    Some of them are a caption behind its image, the others turns about one, of which the answers are to be predicted.
-    Each placeholder is a place, in reading order, and holds the sum of the embeddings of the words for what is there: a
-    language model that reads these has what large ones come with, so that a projector has something to aim at.
+    Half of them are a caption behind its image, the others turns about one. Each placeholder is a place, in reading
+    order, and holds the sum of the embeddings of the words for what is there: a language model that reads these has
+    what large ones come with, so that a projector has something to aim at.
     """
     number_of = {word: _word_id(word, words) for word in (*KINDS, *COLOURS, NOTHING, SIZES[1], STATES[1])}
-    encoded, said, weights = [], [], []
+    texts, said, weights = [], [], []
     for number in range(size):
         scene = sample("train", first + number, seed=seed, cooccurrence=READ_COOCCURRENCE)
         rng = scene.rng(_READING)
-        encoded.append(tokenise(_reading_row(scene, rng, words), words, IMAGE))
+        texts.append(_reading_row(scene, rng, words).replace(IMAGE, IMAGE * len(PLACES)))
         for place in _seen(scene, rng):
             said.append([number_of[word] for word, _ in place])
             weights.append([weight for _, weight in place])
-    return ReadingBatch(_padded(encoded, words), torch.tensor(said), torch.tensor(weights))
+    text = rows(texts, words, special=False)
+    labels = text.labels.masked_fill(text.ids == words.image_token_id, -100)
+    return ReadingBatch(replace(text, labels=labels), torch.tensor(said), torch.tensor(weights))
 
 
-def _padded(encoded: list[tuple[list[int], list[bool]]], words: PreTrainedTokenizerBase) -> Tokens:
-    """The rows, each image as the placeholders of its places, with the labels of what is to be predicted."""
-    ids, labels = [], []
-    for row, supervised in encoded:
-        times = [len(PLACES) if token == words.image_token_id else 1 for token in row]
-        ids.append(torch.tensor(row).repeat_interleave(torch.tensor(times)))
-        wanted = [token if learnt else -100 for token, learnt in zip(row, supervised, strict=True)]
-        labels.append(torch.tensor(wanted).repeat_interleave(torch.tensor(times)))
-    mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in ids], batch_first=True)
-    pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
-    return Tokens(ids=pad(ids, padding_value=words.pad_token_id), mask=mask, labels=pad(labels, padding_value=-100))
-
-
-def _reading_row(scene: Scene, rng: np.random.Generator, words: PreTrainedTokenizerBase) -> list[Segment]:
+def _reading_row(scene: Scene, rng: np.random.Generator, words: PreTrainedTokenizerBase) -> str:
     kind = rng.random()
     said = caption(scene, rng, paraphrase=0.5)
-    if kind < 0.45:
-        return [Segment(f"{words.bos_token}{IMAGE}", False), Segment(f"{said}{words.eos_token}", True)]
-    turns = (
-        [Turn(f"{IMAGE}\n{DESCRIBE}", said)] if kind < 0.55 else _asked(scene, rng, f"{IMAGE}\n", POSITIVE_BIAS, most=6)
-    )
-    return chat(turns, words)
+    if kind < 0.5:
+        return f"{words.bos_token}{IMAGE}{said}{words.eos_token}"
+    turns = [Turn(f"{IMAGE}\n{DESCRIBE}", said)] if kind < 0.65 else _asked(scene, rng, f"{IMAGE}\n", POSITIVE_BIAS)
+    return "".join(segment.text for segment in chat(turns, words))
 
 
 def _seen(scene: Scene, rng: np.random.Generator) -> Iterator[list[tuple[str, float]]]:

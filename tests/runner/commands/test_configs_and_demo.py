@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,6 @@ from typing import Any
 import pytest
 
 from hialign import cli
-from hialign.data import flickr8k
 from hialign.runner.commands import demo
 
 CONFIGS = Path(__file__).resolve().parents[3] / "configs"
@@ -57,9 +57,11 @@ def test_configs_answers_an_unknown_group_with_the_groups(capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("argument", "told"),
     [
-        ("photo=x", "demo: there is no setting photo; did you mean photos=?"),
+        ("step=3", "demo: there is no setting step; did you mean steps=?"),
         ("x", "demo: got 'x', wanted key=value"),
-        ("photos=x=y z=3", "demo: there is no setting z; it takes photos, output"),
+        ("z=3", "demo: there is no setting z; it takes output, seed, steps, scenes"),
+        ("steps=1", "steps: got '1', wanted a whole number from 2 up"),
+        ("seed=-1", "seed: got '-1', wanted a whole number from 0 up"),
     ],
 )
 def test_demo_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str], argument: str, told: str) -> None:
@@ -67,41 +69,64 @@ def test_demo_refuses_what_it_does_not_know(capsys: pytest.CaptureFixture[str], 
     assert told in capsys.readouterr().err
 
 
-def test_demo_trains_and_evaluates_what_it_drew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """What the demo would run, which is not run."""
+    commands: list[list[str]] = []
+    monkeypatch.setattr(demo, "_run", lambda command: commands.append(command[3:]) or 0)
+    monkeypatch.setattr(demo, "_show", lambda *arguments: None)
+    return commands
+
+
+def test_demo_trains_both_arms_on_the_same_parts_and_equal_outer_samples(
+    typed: list[list[str]], composed: Any, tmp_path: Path
 ) -> None:
-    typed: list[list[str]] = []
-
-    def run(command: list[str]) -> int:
-        typed.append(command[3:])
-        return 0
-
-    monkeypatch.setattr(demo, "NUM_DRAWN", 12)
-    monkeypatch.setattr(demo, "_run", run)
-    assert cli.main(["demo", f"output={tmp_path}"]) == 0
-    assert [command[0] for command in typed] == ["train", "evaluate"]
-    settings = dict(word.split("=", 1) for word in typed[0][1:])
-    assert typed[1][1] == f"run={tmp_path}/hierarchical/{settings['name']}"
-    assert len(flickr8k(settings["data.root"], holdout=0.0).records) == 12
-    assert "It is no result." in capsys.readouterr().out
-    assert cli.main(["demo", "photos=mine", f"output={tmp_path}"]) == 0
-    assert "data.root=mine" in typed[2]
+    assert cli.main(["demo", f"output={tmp_path}", "steps=6", "seed=3"]) == 0
+    assert [command[0] for command in typed] == ["train", "evaluate"] * 2
+    llava, hierarchical = (composed(*command[1:]) for command in typed[::2])
+    assert hierarchical.solver.inner_steps == 1
+    for stage in ("pretrain", "finetune"):
+        one, other = llava.stages[stage], hierarchical.stages[stage]
+        assert one.inner is None
+        assert other.inner is not None
+        # heads are what the inner level alone has
+        assert {**one.train, "heads": "full"} == other.train
+        same = ("outer", "steps", "batch_size", "lr", "part_lr", "template")
+        assert {key: one[key] for key in same} == {key: other[key] for key in same}
+    assert (llava.stages.finetune.steps, llava.stages.pretrain.steps, llava.seed) == (6, 3, 3)
 
 
-def test_demo_s_train_command_composes(composed: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    typed: list[list[str]] = []
-    monkeypatch.setattr(demo, "_run", lambda command: typed.append(command[3:]) or 0)
-    monkeypatch.setattr("sys.argv", ["hialign demo", "photos=x", f"output={tmp_path}"])
-    demo.main()
-    assert composed(*typed[0][1:]).data.root == "x"
-    assert composed(*typed[1][1:], config="evaluate").run.startswith(str(tmp_path))
+def test_demo_asks_both_arms_the_same(typed: list[list[str]], composed: Any, tmp_path: Path) -> None:
+    assert cli.main(["demo", f"output={tmp_path}", "scenes=7"]) == 0
+    one, other = (composed(*command[1:], config="evaluate") for command in typed[1::2])
+    assert one.benchmark == other.benchmark
+    assert one.benchmark.tabletop_captions.size == 7
+    assert (one.run, other.run) == tuple(f"{tmp_path}/{arm}/{typed[0][-1].removeprefix('name=')}" for arm in demo.ARMS)
 
 
 def test_demo_stops_at_the_first_command_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     codes = iter([7, 0])
     monkeypatch.setattr(demo, "_run", lambda command: next(codes))
-    assert cli.main(["demo", "photos=x", f"output={tmp_path}"]) == 7
+    assert cli.main(["demo", f"output={tmp_path}"]) == 7
     assert next(codes) == 0
+
+
+def test_demo_ends_with_a_table_captions_and_a_picture(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The real commands, of a few steps."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert cli.main(["demo", f"output={tmp_path}", "steps=2", "scenes=3"]) == 0
+    out = capfd.readouterr().out
+    (folder,) = tmp_path.glob("demo-*")
+    assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+    arms = json.loads((folder / "scores.json").read_text())["arms"]
+    assert list(arms) == ["llava", "hierarchical"]
+    assert all(set(numbers) == set(demo.ROWS) for numbers in arms.values())
+    told = (folder / "demo.md").read_text()
+    assert told.strip() in out
+    assert all(f"| {name} " in told for name in demo.ROWS.values())
+    assert told.count("  - llava: ") == told.count("  - hierarchical: ") == demo.SHOWN
 
 
 def test_ctrl_c_waits_for_the_command_under_way(tmp_path: Path) -> None:
