@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import platform
 import shutil
@@ -39,6 +40,7 @@ def write_base(
     save(model, folder)
     for name in CURVES:
         shutil.copy(curves / name, folder / name)
+    draw_curves(folder)
     facts = {
         "seed": seed,
         "command": command,
@@ -55,6 +57,29 @@ def write_base(
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
 
 
+def draw_curves(folder: Path) -> None:
+    """Writes ``curves.png``: the losses of the folder's training curves, a panel each."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, len(CURVES), figsize=(12, 3), dpi=100, layout="constrained")
+    for axes, name in zip(panels, CURVES, strict=True):
+        with (folder / name).open(newline="") as file:
+            rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+        for loss in rows[0]:
+            if loss != "step":
+                axes.plot([row["step"] for row in rows], [row[loss] for row in rows], label=loss)
+        axes.set_title(name.removesuffix(".csv"))
+        axes.set_xlabel("step")
+        axes.set_ylim(bottom=0)
+        axes.legend(frameon=False)
+    panels[0].set_ylabel("loss, mean of 50 steps")
+    figure.savefig(folder / "curves.png")
+    pyplot.close(figure)
+
+
 def _card(model: Model, scores: Mapping[str, float], command: str) -> str:
     parts = "\n".join(f"| {row.part} | {row.total:,} |" for row in count(model.root))
     numbers = "\n".join(f"| {_SAID[key]} | {value:.3f} |" for key, value in scores.items())
@@ -65,6 +90,8 @@ A Llava of {sum(row.total for row in count(model.root)):,} parameters that has l
 itself: what fine-tuning starts from. Its projector is random, `hialign.tabletop.base(seed=...)` draws it anew.
 
 Made by `{command}`; `made_by.json` holds seed, lengths and versions, `*.csv` the training curves.
+
+![Training curves](curves.png)
 
 - Image and text tower: {towers.steps} steps of {towers.batch_size} pictures, contrast of pictures with captions and of
   places with phrases, on scenes whose kinds are independent of each other. A quarter of the pictures are twins of
