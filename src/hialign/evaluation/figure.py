@@ -54,30 +54,35 @@ def draw(scores: Mapping[str, Mapping[str, float]], shown: Sequence[Example], fi
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.hinting"] = "no_hinting"  # letters at their true widths: words stand side by side
     from matplotlib import pyplot
 
     figure = pyplot.figure(figsize=(12, 7.2), dpi=110, layout="constrained")
     above, below = cast(Any, figure.subfigures(2, 1, height_ratios=(1, 1.25)))  # an array, whatever its stubs say
     for axes, panel in zip(above.subplots(1, len(PANELS)), PANELS, strict=True):
-        _bars(axes, scores, *panel)
+        bars = _bars(axes, scores, *panel)
+    above.legend(bars, list(scores), loc="outside upper center", ncols=len(scores), frameon=False)
     for axes, example in zip(below.subplots(1, len(shown)), shown, strict=True):
         _scene(axes, example, list(scores))
     figure.savefig(file)
     pyplot.close(figure)
 
 
-def _bars(axes: Any, scores: Mapping[str, Mapping[str, float]], title: str, key: str, groups: Sequence[str]) -> None:
-    width = 0.8 / len(scores)
-    for number, (model, numbers) in enumerate(scores.items()):
+def _bars(
+    axes: Any, scores: Mapping[str, Mapping[str, float]], title: str, key: str, groups: Sequence[str]
+) -> list[Any]:
+    """Draws a panel; its bars by model, for the legend."""
+    width, drawn = 0.8 / len(scores), []
+    for number, numbers in enumerate(scores.values()):
         places = [group + width * (number - (len(scores) - 1) / 2) for group in range(len(groups))]
         bars = axes.bar(places, [numbers[key.format(group)] for group in groups], 0.94 * width, color=COLOURS[number])
         axes.bar_label(bars, fmt="%.2f", fontsize=9)
-        bars.set_label(model)
+        drawn.append(bars)
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylim(0, 1.05)
     axes.set_title(title, fontsize=10.5)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(fontsize=9, frameon=False)
+    return drawn
 
 
 def _scene(axes: Any, example: Example, models: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from hialign.evaluation.report import side_by_side
 from hialign.runner import settings
 
-USAGE = "hialign demo [output=runs] [seed=0] [steps=200] [scenes=100]"
+USAGE = "hialign demo [output=runs] [seed=0] [steps=160] [scenes=100]"
 ABOUT = """\
 From one small pretrained model, LLaVA's two stages and hierarchical training (an inner step after each outer one) train
 the same parts on equal numbers of outer samples. Both then describe scenes that they have not seen: of `test`, where
@@ -40,7 +40,7 @@ ROWS = {  # where scores.json has it: what the table calls it
     "retrieval/projector/image_to_text/recall@1": "R@1 image to caption, projector",
     "seconds": "seconds of training",
 }
-NUMBERS = {"seed": (0, 0), "steps": (200, 2), "scenes": (100, 3)}  # default, and the least that makes sense
+NUMBERS = {"seed": (0, 0), "steps": (160, 2), "scenes": (100, 3)}  # default, and the least that makes sense
 SHOWN = 3  # counterfactual scenes of which captions are printed and drawn
 
 
