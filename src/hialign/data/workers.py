@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -29,7 +30,9 @@ def watched(workers: Sequence[BaseProcess], stream: str) -> Iterator[None]:
             yield
         except WorkerDied:
             raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, ConnectionError | EOFError):  # its socket closes a moment before a process has ended
+                wait([worker.sentinel for worker in workers], timeout=5)
             check()  # torch's own words for it, or a connection that broke, come of the same death
             raise
 
