@@ -99,6 +99,13 @@ def test_answers_are_asked_for_once(subject: Subject, oracle: list[int]) -> None
     assert sum(oracle) == 2 * number
 
 
+def test_another_question_is_asked_anew(subject: Subject, oracle: list[int]) -> None:
+    for number, question in enumerate(("describe the image.", None, "what do you see?"), start=1):
+        TabletopCaptions(size=2, question=question)(subject)
+        assert sum(oracle) == 4 * number
+    assert {row["question"] for row in rows(subject, "tabletop_captions")[-4:]} == {"what do you see?"}
+
+
 def test_captions_of_the_truth_make_nothing_up(
     subject: Subject, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,7 +170,10 @@ def test_the_picture_shows_scores_and_captions(tmp_path: Path) -> None:
         assert one.truth == describe(one.scene, Style())
         for kind in ("cup", "lamp", "book"):
             assert (f"*{kind}*" in one.captions["llava"]) == (kind not in one.scene.kinds)
-    keys = [f"tabletop_captions/{split}/{n}" for split in ("test", "counterfactual") for n in ("recall", "chair_i")]
-    keys += [f"retrieval/{pair}/image_to_text/recall@1" for pair in ("clip", "projector")]
+    keys = [
+        f"tabletop_captions/{split}/{n}"
+        for split in ("test", "counterfactual")
+        for n in ("recall", "chair_i", "chair_s")
+    ]
     draw({"llava": dict.fromkeys(keys, 0.4), "other": dict.fromkeys(keys, 0.6)}, shown, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

@@ -31,12 +31,12 @@ def ask(
     """The model's greedy answers by the queries' ids; they are written to ``answers/<name>.jsonl`` as they come.
 
     Prompts of one length share a batch, so that no answer depends on padding. Answers that an earlier call wrote, of
-    the same model asked in the same way (``made_by`` says what else decides them), are read instead of asked for.
+    the same model asked the same in the same way (``made_by`` says what else decides them), are read instead.
     """
     how = {"model": subject.name, **subject.made_by, **made_by, "max_new_tokens": max_new_tokens}
     with AnswerFile(subject.answers / f"{name}.jsonl", how) as file:
         with tqdm(total=len(queries), desc=name, unit="answer") as bar:
-            new = [query for query in queries if query.id not in file.answers]
+            new = [query for query in queries if not _answered(query, file.answers)]
             bar.update(len(queries) - len(new))
             for batch, prompt in _batches(subject, new):
                 images = torch.stack([query.pixels() for query in batch]).to(subject.device)
@@ -46,6 +46,10 @@ def ask(
                     file.write(query.id, question=query.question, answer=text)
                 bar.update(len(batch))
         return {query.id: file.answers[query.id]["answer"] for query in queries}
+
+
+def _answered(query: Query, answers: Mapping[str, Mapping[str, Any]]) -> bool:
+    return query.id in answers and answers[query.id]["question"] == query.question
 
 
 def _batches(subject: Subject, queries: Sequence[Query]) -> list[tuple[list[Query], Tokens]]:

@@ -19,7 +19,7 @@ SPLIT = "counterfactual"
 PANELS = (  # what a panel shows, of which scores, for which groups of bars
     ("things found (recall)", "tabletop_captions/{}/recall", ("test", "counterfactual")),
     ("made-up mentions (CHAIR-i)", "tabletop_captions/{}/chair_i", ("test", "counterfactual")),
-    ("R@1, caption of an image", "retrieval/{}/image_to_text/recall@1", ("clip", "projector")),
+    ("captions with one (CHAIR-s)", "tabletop_captions/{}/chair_s", ("test", "counterfactual")),
 )
 COLOURS = ("#4477aa", "#ee7733", "#228833", "#aa3377")
 WIDTH, LINE, LETTER = 44, 11.5, 4.82  # letters a line; points from line to line and from letter to letter

@@ -37,7 +37,6 @@ ROWS = {  # where scores.json has it: what the table calls it
     f"{CAPTIONS}/test/place_recall": "places named, test",
     f"{ZERO_SHOT}/kind": "zero-shot kind, CLIP towers",
     "retrieval/clip/image_to_text/recall@1": "R@1 image to caption, CLIP towers",
-    "retrieval/projector/image_to_text/recall@1": "R@1 image to caption, projector",
     "seconds": "seconds of training",
 }
 NUMBERS = {"seed": (0, 0), "steps": (160, 2), "scenes": (100, 3)}  # default, and the least that makes sense

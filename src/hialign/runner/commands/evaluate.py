@@ -92,7 +92,7 @@ def _subject(config: DictConfig, folder: Path) -> Subject:
         heldout=cache(partial(_read_heldout, node, config, on_skip)),
         language=language,
         pairs=pairs,
-        made_by={**how, "precision": config.precision, "data": str(node)},
+        made_by={**how, "precision": config.precision, "dtype": config.dtype, "data": str(node)},
         answers=folder / "answers",
         batch_size=config.batch_size,
         device=device,
