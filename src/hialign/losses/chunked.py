@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .common import full_precision
 from .scores import (
     check_embeddings,
-    check_equal,
     check_offset,
     check_reduction,
-    full_precision,
+    check_sides,
     multiplier,
     reduced,
     scaled,
@@ -109,10 +109,7 @@ def symmetric_info_nce_chunked(
     name = "symmetric_info_nce_chunked"
     every_image, every_text = images if all_images is None else all_images, texts if all_texts is None else all_texts
     check_embeddings(name, {"images": images, "texts": texts, "all_images": all_images, "all_texts": all_texts})
-    check_equal(name, "texts", texts, "images", images)
-    if (all_images is None) != (all_texts is None):
-        raise ValueError(f"{name}: one of all_images and all_texts is given, wanted both or neither; gather both sides")
-    check_equal(name, "all_texts", every_text, "all_images", every_image)
+    check_sides(name, ("images", images, all_images), ("texts", texts, all_texts))
     check_offset(name, ("images", images), ("all_images", every_image), offset)
     names = _names(name, items, all_items, len(images), len(every_image))
     _check_tile(name, tile)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .common import check_choice, full_precision
 from .scores import (
     check_embeddings,
     check_equal,
@@ -16,8 +17,8 @@ from .scores import (
     check_offset,
     check_positives,
     check_reduction,
+    check_sides,
     check_some,
-    full_precision,
     multiplier,
     own_columns,
     reduced,
@@ -197,8 +198,7 @@ def hacl(
     """
     named = {"hallucinated": hallucinated, "all_hallucinated": all_hallucinated}
     check_embeddings("hacl", {"images": images, "captions": captions, **named})
-    if form not in ("paper", "released"):
-        raise ValueError(f"hacl: form={form!r}, wanted 'paper' or 'released'; choose one of these")
+    check_choice("hacl", "form", form, ("paper", "released"))
     negatives = None
     if hallucinated is not None:
         check_equal("hacl", "hallucinated", hallucinated, "images", images)
@@ -268,12 +268,7 @@ class _Side:
 
 def _check_sides(loss: str, one: _Side, other: _Side) -> None:
     check_embeddings(loss, one.named | other.named)
-    check_equal(loss, other.name, other.rows, one.name, one.rows)
-    if (one.gathered is None) != (other.gathered is None):
-        raise ValueError(
-            f"{loss}: one of all_{one.name} and all_{other.name} is given, wanted both or neither; gather both sides"
-        )
-    check_equal(loss, f"all_{other.name}", other.every, f"all_{one.name}", one.every)
+    check_sides(loss, (one.name, one.rows, one.gathered), (other.name, other.rows, other.gathered))
     for side, partner in ((one, other), (other, one)):
         check_negatives(loss, f"{side.name[:-1]}_negatives", side.negatives, partner.rows)
 

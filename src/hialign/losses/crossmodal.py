@@ -11,6 +11,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from .common import check_choice
 from .preference import (
     PreferenceLoss,
     check_rows,
@@ -86,8 +87,7 @@ def cross_modal_dpo(
     tensor(1.3863)
     """
     name = "cross_modal_dpo"
-    if form not in ("paper", "released"):
-        raise ValueError(f"{name}: form={form!r}, wanted 'paper' or 'released'; choose one of these")
+    check_choice(name, "form", form, ("paper", "released"))
     chosen, rejected = pair_ratios(name, policy_chosen, policy_rejected, reference_chosen, reference_rejected)
     corrupted = ratios(name, "corrupted", policy_corrupted, reference_corrupted)
     check_rows(name, len(chosen), {"policy_corrupted": corrupted})
@@ -307,8 +307,7 @@ def chip(
 
 def _check_form(form: str, lam: float | None) -> None:
     """Raise where chip's form is not one, or has no place for lambda."""
-    if form not in ("paper", "released", "released_bug"):
-        raise ValueError(f"chip: form={form!r}, wanted 'paper', 'released' or 'released_bug'; choose one of these")
+    check_choice("chip", "form", form, ("paper", "released", "released_bug"))
     if form != "paper" and lam is not None:
         raise ValueError(
             f"chip: lam={lam} has no place in form={form!r}, wanted None; there 1 + lambda is the weight of a changed "

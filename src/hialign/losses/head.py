@@ -9,7 +9,6 @@ once more.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .common import full_precision
 from .token import IGNORED, check_kl_reduction, check_reduction, predicted_in, sample_mean, spread, targets_in
 
 # (logits of a block, which it may overwrite; the block's rows; whether slopes are wanted) -> the rows' losses, (rows,),
@@ -258,7 +258,7 @@ def _run(
         for tensor, kept, wanted in zip((states, weight, bias), (dtype, wide, wide), needed, strict=False)
     )
     slopes_wanted = any(grad is not None for grad in grads)
-    with _no_autocast(states):
+    with full_precision(states):  # the dtypes were chosen before
         head, offset = weight.to(dtype), None if bias is None else bias.to(dtype)
         logits = head.new_empty(min(chunk_size, len(states)), len(head))
         for rows in _blocks(len(states), chunk_size):
@@ -316,12 +316,6 @@ def _add_product(total: Tensor, slopes: Tensor, block: Tensor) -> None:
 def _blocks(rows: int, chunk_size: int) -> list[slice]:
     """Slices that cover the rows, chunk_size at a time."""
     return [slice(start, min(start + chunk_size, rows)) for start in range(0, rows, chunk_size)]
-
-
-def _no_autocast(like: Tensor) -> AbstractContextManager[Any]:
-    """A context without autocast, where the device has one: the dtypes were chosen before."""
-    device = like.device.type
-    return torch.autocast(device, enabled=False) if device in ("cpu", "cuda", "xpu") else nullcontext()
 
 
 def _checked_dtype(

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .common import check_choice, full_precision
 from .scores import (
     check_embeddings,
     check_equal,
@@ -13,8 +14,8 @@ from .scores import (
     check_offset,
     check_positives,
     check_reduction,
+    check_sides,
     check_some,
-    full_precision,
     multiplier,
     one_number,
     own_columns,
@@ -115,8 +116,7 @@ def triplet(
     if len(keys) < 2 or positives is not None or same is not None:
         check_some("triplet", wrong.sum(dim=1))
     one_number("triplet", "margin", margin, "Faghri et al. take 0.2")
-    if mining not in ("hard", "all"):
-        raise ValueError(f"triplet: mining={mining!r}, wanted 'hard' or 'all'; choose one of these")
+    check_choice("triplet", "mining", mining, ("hard", "all"))
     check_reduction("triplet", "queries", queries, reduction)
     with full_precision(queries):
         dtype = wide(queries, keys)
@@ -200,11 +200,8 @@ def cyclip(
     Differs: the code at f904c4f divides the sum over pairs by the cube of the rows, here it is divided by the rows.
     """
     check_embeddings("cyclip", {"images": images, "texts": texts, "all_images": all_images, "all_texts": all_texts})
-    check_equal("cyclip", "texts", texts, "images", images)
-    if (all_images is None) != (all_texts is None):
-        raise ValueError("cyclip: one of all_images and all_texts is given, wanted both or neither; gather both sides")
+    check_sides("cyclip", ("images", images, all_images), ("texts", texts, all_texts))
     every_image, every_text = images if all_images is None else all_images, texts if all_texts is None else all_texts
-    check_equal("cyclip", "all_texts", every_text, "all_images", every_image)
     check_reduction("cyclip", "images", images, reduction)
     with full_precision(images):
         dtype = wide(images, texts, all_images, all_texts)

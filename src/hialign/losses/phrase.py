@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .common import check_choice
 from .preference import PreferenceLoss
 from .token import IGNORED
 
@@ -93,10 +94,8 @@ def halva(
     >>> halva(logps, logps, torch.tensor([[0, 1, 1]]), torch.tensor([[1, 1, 1]]), alpha=0.0)  # log(1 + exp(-1))
     tensor(0.3133)
     """
-    if cells not in ("real", "padded"):
-        raise ValueError(f"halva: cells={cells!r}, wanted 'real' or 'padded'; choose one of these")
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"halva: reduction={reduction!r}, wanted 'mean' or 'sum'; choose one of these")
+    check_choice("halva", "cells", cells, ("real", "padded"))
+    check_choice("halva", "reduction", reduction, ("mean", "sum"))
     for side, logps, ids in (
         ("chosen", policy_chosen, chosen_phrases),
         ("rejected", policy_rejected, rejected_phrases),
@@ -160,8 +159,7 @@ def changed_token_weights(
     >>> chosen, rejected
     (tensor([[1., 5.]]), tensor([[1., 5., 5., 1.]]))
     """
-    if rule not in ("diff", "released"):
-        raise ValueError(f"changed_token_weights: rule={rule!r}, wanted 'diff' or 'released'; choose one of these")
+    check_choice("changed_token_weights", "rule", rule, ("diff", "released"))
     for field, ids in (("chosen_ids", chosen_ids), ("rejected_ids", rejected_ids)):
         if ids.dim() != 2 or ids.dtype != torch.int64 or len(ids) != len(chosen_ids):
             raise ValueError(
@@ -250,8 +248,7 @@ def _anchored(
     divergences: Tensor | None, policy: Tensor | None, reference: Tensor | None, kl: str, alpha: float
 ) -> Tensor | None:
     """(anchors,): halva's divergence, summed over each anchor's tokens; None where alpha is 0 and there is none."""
-    if kl not in ("vocabulary", "target"):
-        raise ValueError(f"halva: kl={kl!r}, wanted 'vocabulary' or 'target'; choose one of these")
+    check_choice("halva", "kl", kl, ("vocabulary", "target"))
     given = [
         field
         for field, tensor in (("divergences", divergences), ("policy_anchor", policy), ("reference_anchor", reference))

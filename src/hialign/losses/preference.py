@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .common import check_choice
+
 
 @dataclass(frozen=True)
 class PreferenceLoss:
@@ -334,22 +336,20 @@ def pair_losses(
         raise ValueError(
             f"{name}: label_smoothing={label_smoothing} has no meaning for kind={kind!r}, wanted 0; it is for 'sigmoid'"
         )
+    check_choice(name, "kind", kind, ("sigmoid", "ipo", "hinge"))
     if kind == "sigmoid":
         scores = beta * margins
         return -(1 - label_smoothing) * F.logsigmoid(scores) - label_smoothing * F.logsigmoid(-scores)
     if kind == "ipo":
         return (margins - 1 / (2 * beta)).square()
-    if kind == "hinge":
-        return F.relu(1 - beta * margins)
-    raise ValueError(f"{name}: kind={kind!r}, wanted 'sigmoid', 'ipo' or 'hinge'; choose one of these")
+    return F.relu(1 - beta * margins)
 
 
 def finished(
     name: str, losses: Tensor, chosen_rewards: Tensor, rejected_rewards: Tensor, *, reduction: str, details: bool
 ) -> Tensor | PreferenceLoss:
     """(): the losses' mean or sum; a ``PreferenceLoss`` under details."""
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"{name}: reduction={reduction!r}, wanted 'mean' or 'sum'; choose one of these")
+    check_choice(name, "reduction", reduction, ("mean", "sum"))
     loss = losses.mean() if reduction == "mean" else losses.sum()
     if not details:
         return loss

@@ -1,12 +1,12 @@
-"""What the losses over two sets of embeddings share: arguments that fit, and scores in full precision."""
+"""What the losses over two sets of embeddings share: arguments that fit, and rows and scales for their scores."""
 
 from __future__ import annotations
-
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .common import check_choice
 
 
 def check_embeddings(loss: str, named: dict[str, Tensor | None]) -> None:
@@ -32,6 +32,19 @@ def check_equal(loss: str, name: str, rows: Tensor, like_name: str, like: Tensor
             f"{loss}: {like_name} {tuple(like.shape)} and {name} {tuple(rows.shape)} do not fit, wanted as many rows "
             "in both: row i of one belongs to row i of the other"
         )
+
+
+def check_sides(loss: str, one: tuple[str, Tensor, Tensor | None], other: tuple[str, Tensor, Tensor | None]) -> None:
+    """Passes two sides of pairs, each its name, our rows and, on both sides or on none, those of every rank."""
+    (name, rows, every), (other_name, others, every_other) = one, other
+    check_equal(loss, other_name, others, name, rows)
+    if every is None and every_other is None:
+        return
+    if every is None or every_other is None:
+        raise ValueError(
+            f"{loss}: one of all_{name} and all_{other_name} is given, wanted both or neither; gather both sides"
+        )
+    check_equal(loss, f"all_{other_name}", every_other, f"all_{name}", every)
 
 
 def check_offset(loss: str, rows: tuple[str, Tensor], columns: tuple[str, Tensor], offset: int) -> None:
@@ -88,8 +101,7 @@ def check_some(loss: str, negatives: Tensor) -> None:
 
 def check_reduction(loss: str, name: str, rows: Tensor, reduction: str) -> None:
     """Passes a reduction that these rows have."""
-    if reduction not in ("mean", "sum", "none"):
-        raise ValueError(f"{loss}: reduction={reduction!r}, wanted 'mean', 'sum' or 'none'; choose one of these")
+    check_choice(loss, "reduction", reduction, ("mean", "sum", "none"))
     if reduction == "mean" and len(rows) == 0:
         raise ValueError(f"{loss}: {name} has no row, wanted at least one for a mean; use reduction='sum'")
 
@@ -129,16 +141,6 @@ def one_number(loss: str, name: str, value: float | Tensor, hint: str) -> float 
     elif not 0 < value < float("inf"):
         raise ValueError(f"{loss}: {name}={value}, wanted a finite number > 0; {hint}")
     return value
-
-
-def full_precision(rows: Tensor) -> AbstractContextManager[object]:
-    """A context without autocast, which would run products in half precision.
-
-    Only devices whose autocast every torch since 2.2 knows are switched (meta has none at all); elsewhere the scores
-    follow autocast.
-    """
-    device = rows.device.type
-    return torch.autocast(device, enabled=False) if device in ("cpu", "cuda", "xpu") else nullcontext()
 
 
 def wide(*tensors: Tensor | None) -> torch.dtype:

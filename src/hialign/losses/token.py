@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .common import check_choice
+
 IGNORED = -100  # the label of a position that is not to be predicted, as in Hugging Face models
 
 
@@ -106,8 +108,7 @@ def sequence_logps(
     tensor([-2.])
     """
     predicted = predicted_in("sequence_logps", mask_or_labels, tuple(logps.shape))
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f"sequence_logps: reduction={reduction!r}, wanted 'sum' or 'mean'; choose one of these")
+    check_choice("sequence_logps", "reduction", reduction, ("sum", "mean"))
     if weights is not None and weights.shape != logps.shape:
         raise ValueError(
             f"sequence_logps: weights {tuple(weights.shape)} do not fit logps {tuple(logps.shape)}; give one weight "
@@ -197,8 +198,7 @@ def predicted_in(name: str, mask_or_labels: Tensor, shape: tuple[int, ...]) -> T
 
 def check_reduction(name: str, reduction: str, predicted: Tensor) -> None:
     """Raise where ``next_token``'s reduction is not one, or has nothing to run over."""
-    if reduction not in ("mean", "sum", "sample_mean"):
-        raise ValueError(f"{name}: reduction={reduction!r}, wanted 'mean', 'sum' or 'sample_mean'; choose one of these")
+    check_choice(name, "reduction", reduction, ("mean", "sum", "sample_mean"))
     shape = (predicted.shape[0], predicted.shape[1] + 1)
     if reduction == "mean" and not bool(predicted.any()):
         raise ValueError(
