@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from hialign.data import (
     CaptionedImage,
     Dataset,
     LanguageCollator,
-    PairCollator,
     Skipped,
     draw_captioned,
     flickr8k,
@@ -49,28 +47,9 @@ def model() -> Model:
 
 
 @pytest.fixture
-def subject(model: Model, pictures: Path, tmp_path: Path) -> Subject:
+def subject(make_subject: Callable[..., Subject], model: Model, pictures: Path) -> Subject:
     """A random model and all of the pictures, four at a time."""
-    images, tokenizer = model.processor.image_processor, model.processor.tokenizer
-    language = LanguageCollator(
-        tokenizer,
-        images,
-        image_token_id=model.root.llava.config.image_token_index,
-        num_image_tokens=model.num_image_tokens,
-    )
-    return Subject(
-        name="finetune/step-000003",
-        made_by={"precision": "fp32"},
-        model=model,
-        heldout=lambda: flickr8k(str(pictures), holdout=0.0),
-        language=language,
-        pairs=PairCollator(tokenizer, model.clip_tokenizer, images),
-        answers=tmp_path / "answers",
-        batch_size=4,
-        device=torch.device("cpu"),
-        autocast=nullcontext,
-        on_skip=lambda skipped: pytest.fail(f"skipped {skipped}"),
-    )
+    return make_subject(model, lambda: flickr8k(str(pictures), holdout=0.0), batch_size=4)
 
 
 def broken(pictures: Path, folder: Path, *numbers: int) -> Path:

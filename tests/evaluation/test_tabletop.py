@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from hialign.data import LanguageCollator, PairCollator
+from hialign.data import LanguageCollator
 from hialign.evaluation import asking
 from hialign.evaluation.figure import draw, examples
 from hialign.evaluation.subject import Subject
@@ -30,27 +28,12 @@ def model() -> Model:
 
 
 @pytest.fixture
-def subject(model: Model, tmp_path: Path) -> Subject:
-    images, tokenizer = model.processor.image_processor, model.processor.tokenizer
-    language = LanguageCollator(
-        tokenizer,
-        images,
-        image_token_id=model.root.llava.config.image_token_index,
-        num_image_tokens=model.num_image_tokens,
-        template="chat",
-    )
-    return Subject(
-        name="finetune/step-000003",
-        made_by={"precision": "fp32"},
-        model=model,
-        heldout=lambda: pytest.fail("the world's benchmarks read no held-out data"),
-        language=language,
-        pairs=PairCollator(tokenizer, model.clip_tokenizer, images),
-        answers=tmp_path / "answers",
+def subject(make_subject: Callable[..., Subject], model: Model) -> Subject:
+    return make_subject(
+        model,
+        lambda: pytest.fail("the world's benchmarks read no held-out data"),
         batch_size=16,
-        device=torch.device("cpu"),
-        autocast=nullcontext,
-        on_skip=lambda skipped: pytest.fail(f"skipped {skipped}"),
+        template="chat",
     )
 
 
@@ -131,15 +114,9 @@ def test_zero_shot_sees_kinds_and_colours_far_above_chance(subject: Subject) -> 
 
 
 def test_a_template_without_room_for_a_question_refuses_one_and_describes_without(
-    subject: Subject, model: Model, oracle: list[int]
+    subject: Subject, model: Model, oracle: list[int], asked_by: Callable[..., LanguageCollator]
 ) -> None:
-    plain = LanguageCollator(
-        model.processor.tokenizer,
-        model.processor.image_processor,
-        image_token_id=model.root.llava.config.image_token_index,
-        num_image_tokens=model.num_image_tokens,
-    )
-    captioner = replace(subject, language=plain)
+    captioner = replace(subject, language=asked_by(model))
     with pytest.raises(ValueError, match=r"no room|shows the image alone.*template=v1 or chat"):
         TabletopPope(size=2)(captioner)
     TabletopCaptions(size=2)(captioner)

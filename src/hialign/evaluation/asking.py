@@ -65,6 +65,10 @@ def _batches(subject: Subject, queries: Sequence[Query]) -> list[tuple[list[Quer
         for start in range(0, len(alike), subject.batch_size):
             batch = alike[start : start + subject.batch_size]
             rows = [prompts[query.question] for query in batch]
-            joined = (torch.cat([getattr(row, field) for row in rows]) for field in ("ids", "mask", "labels"))
-            batches.append((batch, Tokens(**dict(zip(("ids", "mask", "labels"), joined, strict=True)))))
+            prompt = Tokens(
+                ids=torch.cat([row.ids for row in rows]),
+                mask=torch.cat([row.mask for row in rows]),
+                labels=torch.cat([row.labels for row in rows]),
+            )
+            batches.append((batch, prompt))
     return batches

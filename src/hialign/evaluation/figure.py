@@ -13,7 +13,7 @@ from typing import Any, cast
 from hialign.evaluation.tabletop import SEED
 from hialign.tabletop.language import Style, describe, mark
 from hialign.tabletop.render import image
-from hialign.tabletop.world import KINDS, Scene, sample
+from hialign.tabletop.world import KINDS, Scene, sample, scene_id
 
 SPLIT = "counterfactual"
 PANELS = (  # what a panel shows, of which scores, for which groups of bars
@@ -44,28 +44,25 @@ def examples(answers: Mapping[str, Path], number: int) -> list[Example]:
     for index in range(number):
         scene = sample(SPLIT, index, seed=SEED)
         wrong = set(KINDS) - scene.kinds
-        captions = {model: mark(texts[f"{SPLIT}-{index:07d}"], wrong) for model, texts in said.items()}
+        captions = {model: mark(texts[scene_id(SPLIT, index)], wrong) for model, texts in said.items()}
         found.append(Example(scene, describe(scene, Style()), captions))
     return found
 
 
 def draw(scores: Mapping[str, Mapping[str, float]], shown: Sequence[Example], file: Path) -> None:
     """Writes the picture: a row of panels with bars, and under it the scenes with their captions."""
-    import matplotlib
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    matplotlib.rcParams["text.hinting"] = "no_hinting"  # letters at their true widths: words stand side by side
-    from matplotlib import pyplot
-
-    figure = pyplot.figure(figsize=(12, 7.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(12, 7.2), dpi=110, layout="constrained")
     above, below = cast(Any, figure.subfigures(2, 1, height_ratios=(1, 1.25)))  # an array, whatever its stubs say
     for axes, panel in zip(above.subplots(1, len(PANELS)), PANELS, strict=True):
         bars = _bars(axes, scores, *panel)
     above.legend(bars, list(scores), loc="outside upper center", ncols=len(scores), frameon=False)
     for axes, example in zip(below.subplots(1, len(shown)), shown, strict=True):
         _scene(axes, example, list(scores))
-    figure.savefig(file)
-    pyplot.close(figure)
+    with rc_context({"text.hinting": "no_hinting"}):  # letters at their true widths: words stand side by side
+        figure.savefig(file)
 
 
 def _bars(

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hialign.benchmarks import pope
-from hialign.tabletop.language import DESCRIBE, TOPICS, existence_question, phrase, question
-from hialign.tabletop.world import COLOURS, KINDS, PARTNER, PLACES, Scene, Thing, sample
+from hialign.tabletop.language import DESCRIBE, TOPICS, existence_question, phrase, plain, question
+from hialign.tabletop.world import COLOURS, KINDS, PARTNER, PLACES, Scene, Thing, sample, scene_id
 
 _POPE, _TOPIC, _LONE = 20, 21, 22  # what a scene's generators are for
 _POSITIVES = 3  # of a scene, as POPE has it
@@ -29,7 +29,7 @@ class Asked:
 
 def descriptions(split: str, size: int) -> list[Asked]:
     """One request to describe each scene; what an answer is worth, ``chair`` says."""
-    return [Asked(f"{split}-{index:07d}", split, index, DESCRIBE, "", (split,)) for index in range(size)]
+    return [Asked(scene_id(split, index), split, index, DESCRIBE, "", (split,)) for index in range(size)]
 
 
 def pope_questions(split: str, size: int, *, seed: int) -> list[Asked]:
@@ -51,7 +51,7 @@ def pope_questions(split: str, size: int, *, seed: int) -> list[Asked]:
                 ways.setdefault(kind, []).append(f"{split}/{category}")
         for kind, groups in ways.items():
             answer = "yes" if kind in scene.kinds else "no"
-            name = f"{split}-{index:07d}/{kind}"
+            name = f"{scene_id(split, index)}/{kind}"
             asked.append(Asked(name, split, index, existence_question(kind), answer, tuple(groups)))
     return asked
 
@@ -89,7 +89,7 @@ def topic_questions(split: str, size: int, *, seed: int) -> list[Asked]:
         for topic in TOPICS:
             one = question(scene, topic, rng, positive_bias=0.5)
             if one is not None:
-                name, groups = f"{split}-{index:07d}/{topic}", (f"{split}/{topic}", f"{split}/all")
+                name, groups = f"{scene_id(split, index)}/{topic}", (f"{split}/{topic}", f"{split}/all")
                 asked.append(Asked(name, split, index, one.text, one.answer, groups))
     return asked
 
@@ -100,7 +100,7 @@ def topic_scores(asked: Sequence[Asked], answers: Mapping[str, str]) -> dict[str
     An answer is right when it is the truth, but for case, blanks and a full stop: the world's answers have one form.
     """
     groups = sorted(dict.fromkeys(group for one in asked for group in one.groups), key=_place)
-    right = {one.id: _plain(answers[one.id]) == one.answer for one in asked}
+    right = {one.id: plain(answers[one.id]).removesuffix(".").rstrip() == one.answer for one in asked}
     members = {group: [right[one.id] for one in asked if group in one.groups] for group in groups}
     return {group: sum(hits) / len(hits) for group, hits in members.items()}
 
@@ -108,10 +108,6 @@ def topic_scores(asked: Sequence[Asked], answers: Mapping[str, str]) -> dict[str
 def _place(group: str) -> tuple[str, int]:
     split, topic = group.split("/")
     return split, (*TOPICS, "all").index(topic)
-
-
-def _plain(answer: str) -> str:
-    return " ".join(answer.lower().split()).removesuffix(".").rstrip()
 
 
 EVERY = tuple(Thing(kind, colour, "large", place, "whole") for kind in KINDS for colour in COLOURS for place in PLACES)

@@ -59,12 +59,10 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pillow")
 
 def draw_curves(folder: Path) -> None:
     """Writes ``curves.png``: the losses of the folder's training curves, a panel each."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, len(CURVES), figsize=(12, 3), dpi=100, layout="constrained")
+    figure = Figure(figsize=(12, 3), dpi=100, layout="constrained")
+    panels = figure.subplots(1, len(CURVES))
     for axes, name in zip(panels, CURVES, strict=True):
         with (folder / name).open(newline="") as file:
             rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
@@ -77,7 +75,6 @@ def draw_curves(folder: Path) -> None:
         axes.legend(frameon=False)
     panels[0].set_ylabel("loss, mean of 50 steps")
     figure.savefig(folder / "curves.png")
-    pyplot.close(figure)
 
 
 def _card(model: Model, scores: Mapping[str, float], command: str) -> str:

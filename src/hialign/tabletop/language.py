@@ -263,7 +263,7 @@ _MENTION = re.compile(
 def mentions(text: str) -> tuple[Mention, ...]:
     """What a caption claims to be there, in its order; "no cup" claims nothing."""
     found = []
-    for match in _MENTION.finditer(_plain(text)):
+    for match in _MENTION.finditer(plain(text)):
         count = NUMBERS.index(match["count"]) if match["count"] else 1
         said = {name: match[name] for name in ("colour", "size", "state", "place")}
         if count:
@@ -281,8 +281,9 @@ def mark(text: str, wrong: Container[str], around: str = "*") -> str:
         start = match.start("kind") - match.start()
         return f"{whole[:start]}{around}{kind}{around}{whole[start + len(kind) :]}"
 
-    return _MENTION.sub(marked, _plain(text))
+    return _MENTION.sub(marked, plain(text))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """The text in lower case, with one blank for each stretch of white space."""
     return " ".join(text.lower().split())

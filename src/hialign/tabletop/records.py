@@ -11,7 +11,7 @@ from hialign.data.records import IMAGE, CaptionedImage, Conversation, Dataset, T
 from hialign.data.vqa import SHORT_ANSWER
 from hialign.tabletop.language import DESCRIBE, POSITIVE_BIAS, any_question, caption
 from hialign.tabletop.render import NOISE, PIXELS, render
-from hialign.tabletop.world import COOCCURRENCE, Scene, check, sample
+from hialign.tabletop.world import COOCCURRENCE, Scene, check, sample, scene_id
 
 PARAPHRASE = 0.5
 _CAPTION, _VQA, _INSTRUCT = 2, 3, 4  # what a scene's generators are for; the world and the renderer have 0 and 1
@@ -92,7 +92,7 @@ class World:
 
     def id(self, index: int) -> str:
         """The record's id."""
-        return f"{self.split}-{index:07d}"
+        return scene_id(self.split, index)
 
     def captioned_image(self, index: int) -> CaptionedImage:
         """The scene with its captions."""

@@ -75,6 +75,11 @@ class Scene:
         return np.random.default_rng([*self.key, purpose])
 
 
+def scene_id(split: str, index: int) -> str:
+    """What records, questions and answers call scene ``index`` of ``split``."""
+    return f"{split}-{index:07d}"
+
+
 def left_of(one: Thing, other: Thing) -> bool:
     """Whether ``one`` lies in a column further left than ``other``."""
     return one.cell[1] < other.cell[1]
