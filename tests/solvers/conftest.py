@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hialign.solvers import Gradients, Minimum, Solver, minimise
+from hialign.solvers import Gradients, Minimum, Solver, local_dot, minimise
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class NotingOracle:
     notes: list[tuple[Any, ...]] = field(default_factory=list)
     logged: dict[str, float] = field(default_factory=dict)
     groups: Mapping[str, str] = field(default_factory=lambda: {"head": "inner", "tower": "shared", "llm": "outer"})
+    inner_depends_on_outer: bool = False
 
     def grads(self, level: str) -> Gradients:
         self.notes.append(("grads", level))
@@ -91,6 +92,9 @@ class NotingOracle:
 
     def apply(self, direction: Gradients, *, progress: float | None = None) -> None:
         self.notes.append(("apply", {name: float(tensor[0]) for name, tensor in direction.items()}, progress))
+
+    def dots(self, *pairs: tuple[Gradients, Gradients]) -> list[float]:
+        return [local_dot(x, y).item() for x, y in pairs]
 
     def group_of(self, name: str) -> str:
         return self.groups[name]

@@ -6,6 +6,7 @@ This folder needs nothing but torch (2.2 or newer), so it can be copied into ano
 from .chunked import info_nce_chunked, symmetric_info_nce_chunked
 from .contrastive import hacl, info_nce, symmetric_info_nce
 from .crossmodal import chip, cross_modal_dpo, mdpo
+from .floor import info_nce_floor
 from .head import chunked_next_token, chunked_token_kl, chunked_token_logps
 from .modules import MemoryQueue, Temperature
 from .pairwise import contrastive_margin, cyclip, siglip, triplet
@@ -32,6 +33,7 @@ __all__ = [
     "halva",
     "info_nce",
     "info_nce_chunked",
+    "info_nce_floor",
     "mdpo",
     "next_token",
     "phrase_sums",

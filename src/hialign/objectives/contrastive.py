@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from hialign.batch import Batch, PairBatch
 from hialign.distributed import gather
-from hialign.losses import symmetric_info_nce
+from hialign.losses import info_nce_floor, symmetric_info_nce
 from hialign.objectives.result import Parts, Result
 
 PAIRS = ("clip", "projector", "llm")
@@ -30,7 +30,8 @@ class Contrastive:
     mean of the caption's embeddings in the language model's input space. ``llm``: the language model's last hidden
     state of the image tokens against that of the caption, as HACL has it.
 
-    The batch is one whole: its rows are each other's negatives, over all ranks too.
+    The batch is one whole: its rows are each other's negatives, over all ranks too. What does not fit in memory is
+    embedded in micro-batches, twice (``training.cached``).
 
     Source: Radford et al. 2021, arXiv:2103.00020, sec. 2.3 (``clip``); Jiang et al. 2024, arXiv:2312.06968 (``llm``).
     Differs: gradients are those of the full batch over all ranks.
@@ -38,19 +39,43 @@ class Contrastive:
 
     batch_type: type[Batch] = PairBatch
     whole_batch = True
+    bounded = True
 
     def __init__(self, pairs: Sequence[str] = ("clip", "projector")) -> None:
         self.pairs = check_pairs(pairs)
 
     def __call__(self, parts: Parts, batch: Batch) -> Result:
         """The loss summed over this rank's rows, and their number."""
+        return self.loss(parts, self.embed(parts, batch), batch.records)
+
+    def embed(self, parts: Parts, batch: Batch) -> dict[str, Tensor]:
+        """Both sides' embeddings (rows, dim) of every pair, as ``image/<pair>`` and ``text/<pair>``."""
         assert isinstance(batch, PairBatch)
         images = parts.image_embeddings(batch.pixel_values, self.pairs)
         texts = parts.text_embeddings(batch.caption, batch.clip_caption, self.pairs)
-        same = _same_image(batch)
-        losses = {pair: _both_ways(images[pair], texts[pair], parts.temperature, same) for pair in self.pairs}
-        rows = torch.tensor(float(len(batch)), device=batch.pixel_values.device)
-        numbers = {f"{pair}_loss": loss.detach() for pair, loss in losses.items()} if len(losses) > 1 else {}
+        return {
+            **{f"image/{pair}": rows for pair, rows in images.items()},
+            **{f"text/{pair}": rows for pair, rows in texts.items()},
+        }
+
+    def loss(self, parts: Parts, embeddings: Mapping[str, Tensor], records: Sequence[str]) -> Result:
+        """The loss of what ``embed`` gives, of this rank's whole batch; ``records`` names its rows.
+
+        Its numbers hold the ``floor``: no embeddings of this batch have a smaller loss. Where a record comes twice and
+        is no negative of itself, the bound does not hold and 0 takes its place.
+        """
+        device = parts.temperature.device
+        same, alone = _same_image(records, device)
+        losses = {
+            pair: _both_ways(embeddings[f"image/{pair}"], embeddings[f"text/{pair}"], parts.temperature, same)
+            for pair in self.pairs
+        }
+        rows = torch.tensor(float(len(records)), device=device)
+        numbers: dict[str, float | Tensor] = {}
+        if same.shape[1] > 1:
+            numbers["floor"] = len(self.pairs) * info_nce_floor(same.shape[1], parts.temperature) * alone
+        if len(losses) > 1:
+            numbers |= {f"{pair}_loss": loss.detach() for pair, loss in losses.items()}
         return Result(torch.stack(list(losses.values())).sum() * rows, rows, numbers)
 
 
@@ -64,9 +89,13 @@ def _both_ways(images: Tensor, texts: Tensor, temperature: Tensor, same: Tensor)
     )
 
 
-def _same_image(batch: PairBatch) -> Tensor:
-    """(rows, all ranks' rows): whether both show the same record, as where a batch runs into the next epoch."""
-    digests = [hashlib.blake2b(record.encode(), digest_size=8).digest() for record in batch.records]
-    keys = torch.tensor([int.from_bytes(d, signed=True) for d in digests], device=batch.pixel_values.device)
+def _same_image(records: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
+    """(rows, all ranks' rows): whether both show the same record, as where a batch runs into the next epoch.
+
+    Also, as 1 or 0, whether every record of all ranks is there once.
+    """
+    digests = [hashlib.blake2b(record.encode(), digest_size=8).digest() for record in records]
+    keys = torch.tensor([int.from_bytes(d, signed=True) for d in digests], device=device)
     all_keys, _ = gather(keys)
-    return keys.unsqueeze(1) == all_keys
+    ordered = all_keys.sort().values
+    return keys.unsqueeze(1) == all_keys, (ordered[1:] != ordered[:-1]).all().double()

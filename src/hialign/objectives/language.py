@@ -19,6 +19,7 @@ class NextToken:
 
     batch_type: type[Batch] = LanguageBatch
     whole_batch = False
+    bounded = False
 
     def __init__(self, mean: str = "tokens") -> None:
         if mean not in ("tokens", "micro_batch"):

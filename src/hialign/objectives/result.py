@@ -47,10 +47,14 @@ class Parts(Protocol):
 
 
 class Objective(Protocol):
-    """A loss on a model: ``batch_type`` says which batches it reads, ``whole_batch`` that its rows see each other."""
+    """A loss on a model: ``batch_type`` says which batches it reads, ``whole_batch`` that its rows see each other.
+
+    One that is ``bounded`` has a proved lower bound for each batch, which is among its numbers as ``floor``.
+    """
 
     batch_type: type[Batch]
     whole_batch: bool
+    bounded: bool
 
     def __call__(self, parts: Parts, batch: Batch) -> Result:
         """The loss of one micro-batch."""

@@ -36,7 +36,7 @@ from hialign.objectives import Objective
 from hialign.runner.build import build
 from hialign.solvers import Level
 from hialign.solvers import Single as SingleLevel
-from hialign.training import LevelRun, Optimisation, Stage, latest, load_weights
+from hialign.training import Cacheable, LevelRun, Optimisation, Stage, latest, load_weights
 from hialign.training.checkpoint import Checkpoint, read_weights
 
 OnSkip = Callable[[Skipped], None]
@@ -195,7 +195,8 @@ def build_stage(config: DictConfig, name: str, model: Model, sources: Sources, o
         betas=(node.betas[0], node.betas[1]),
         clip=node.clip,
     )
-    return Stage(name, levels, solver, optimisation, partial(_rates, model, node), label_of)
+    outer_parts = tuple(node.inner_depends_on_outer)
+    return Stage(name, levels, solver, optimisation, partial(_rates, model, node), label_of, outer_parts)
 
 
 def _rates(model: Model, node: DictConfig) -> dict[str, float]:
@@ -221,7 +222,7 @@ def _level(config: DictConfig, stage: str, level: Level, model: Model, sources: 
                     max_length=node.max_length,
                 ),
                 batch_size=rows,
-                micro_batch_size=_micro_batch(objective, node, rows),
+                micro_batch_size=_micro_batch(objective, node, level, rows),
                 seed=_stream_seed(config.seed, stage, level, stream),
                 workers=config.trainer.workers,
                 group_by_length=node.group_by_length and level == "outer",
@@ -243,10 +244,17 @@ def _stream_seed(seed: int, *stream: str) -> int:
     return zlib.crc32("/".join([str(seed), *stream]).encode())
 
 
-def _micro_batch(objective: Objective, node: DictConfig, rows: int) -> int:
-    """Rows in memory at a time; a loss whose rows are each other's negatives takes its batch in one go."""
+def _micro_batch(objective: Objective, node: DictConfig, level: Level, rows: int) -> int:
+    """Rows in memory at a time."""
     share = max(1, rows // distributed.world_size())
-    return share if objective.whole_batch else min(node.micro_batch_size or share, share)
+    key = "inner_micro_batch_size" if level == "inner" else "micro_batch_size"
+    size = min(node[key] or share, share)
+    if objective.whole_batch and size < share and not isinstance(objective, Cacheable):
+        raise ValueError(
+            f"{key}: got {size} for {share} rows, and {type(objective).__name__} sees its rows as each other's "
+            "negatives and cannot be split; leave it out, or take a smaller batch"
+        )
+    return size
 
 
 def _steps(stage: str, node: DictConfig, outer: LevelRun) -> int:

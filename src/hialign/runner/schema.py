@@ -44,8 +44,11 @@ class StageConfig:
     steps: int | None = None  # if given, instead of epochs
     batch_size: int = MISSING  # outer rows of an optimiser step, over all processes
     inner_batch_size: int | None = None  # the same for the inner level; null: batch_size
-    # rows in memory at a time, of one process; null: all of them. A contrastive batch is always taken whole
-    micro_batch_size: int | None = None
+    micro_batch_size: int | None = None  # outer rows in memory at a time, of one process; null: all of them
+    # the same for the inner level. A contrastive batch stays one: its embeddings are cached, for one more forward pass
+    inner_micro_batch_size: int | None = None
+    # parts that train, that the inner loss reads and the outer level alone may choose, such as [llm]
+    inner_depends_on_outer: list[str] = field(default_factory=list)
     lr: float = MISSING
     part_lr: dict[str, float] = field(default_factory=dict)  # where a part's rate differs
     template: str = "plain_eos"  # how text rows are laid out: plain_eos | plain | v1 | chat
@@ -173,7 +176,16 @@ def _validate_stage(config: DictConfig, name: str, suite: str) -> None:
             _validate_level(stage[level], f"{path}.{level}", config.allow)
     if stage.steps is None and stage.epochs is None:
         raise ValueError(f"{path}: neither steps nor epochs is given; set {path}.epochs=...")
-    for key in ("steps", "epochs", "batch_size", "inner_batch_size", "micro_batch_size", "max_length", "lr"):
+    for key in (
+        "steps",
+        "epochs",
+        "batch_size",
+        "inner_batch_size",
+        "micro_batch_size",
+        "inner_micro_batch_size",
+        "max_length",
+        "lr",
+    ):
         if stage[key] is not None and not stage[key] > 0:
             raise ValueError(f"{path}.{key}: got {stage[key]}, wanted a number above 0")
     for key in ("weight_decay", "clip"):

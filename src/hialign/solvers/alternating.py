@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hialign.solvers.oracle import Oracle
+from hialign.solvers.oracle import Oracle, Requirement, only
 
 
 class Alternating:
@@ -21,6 +21,7 @@ class Alternating:
     """
 
     two_level = True
+    requires: frozenset[Requirement] = frozenset()
 
     def __init__(self, inner_steps: int = 5, power: float = 0.5, half_life: float = 100.0) -> None:
         if inner_steps < 1:
@@ -44,7 +45,7 @@ class Alternating:
                 tensor.mul_(pull)
         oracle.apply(gradient)
         for _ in range(self.inner_steps):
-            oracle.apply(oracle.grads("inner"))
+            oracle.apply(only(oracle, oracle.grads("inner"), "inner", "shared"))
         oracle.log(outer_pull=pull)
 
     def state_dict(self) -> dict[str, Any]:

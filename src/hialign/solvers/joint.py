@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from hialign.solvers.oracle import Oracle, axpy
+from hialign.solvers.oracle import Oracle, Requirement, axpy
+from hialign.solvers.weighing import meet
 
 
 class Joint:
@@ -16,6 +17,7 @@ class Joint:
     """
 
     two_level = True
+    requires: frozenset[Requirement] = frozenset()
 
     def __init__(self, weight: float = 1.0) -> None:
         if not 0 <= weight < math.inf:
@@ -24,8 +26,10 @@ class Joint:
 
     def step(self, oracle: Oracle) -> None:
         """One step along the weighted sum of both gradients."""
-        outer = oracle.grads("outer")
-        oracle.apply(axpy(self.weight, oracle.grads("inner"), outer))
+        outer, inner = oracle.grads("outer"), oracle.grads("inner")
+        meet(oracle, outer, inner)
+        oracle.log(weight=self.weight)
+        oracle.apply(axpy(self.weight, inner, outer))
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""

@@ -5,32 +5,63 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 Level = Literal["inner", "outer"]
 Group = Literal["inner", "shared", "outer"]
 Gradients = dict[str, Tensor]
+Requirement = Literal["floor", "falling rate", "own step"]
 
 
 class Oracle(Protocol):
     """Gradients of either level, and one optimiser; hides batches, accumulation, precision, ranks and clipping.
 
     Every trainable parameter is in one group: ``inner`` or ``outer`` if only that level reaches it, else ``shared``.
+    Where ``inner_depends_on_outer``, the inner loss also reads parameters that the outer level alone may choose: they
+    are in ``outer``, and both levels' gradients have entries for them.
     """
 
     step: int  # from 0
     total_steps: int
+    inner_depends_on_outer: bool
+    floor: float | None  # a proved lower bound of the inner loss on a batch; None where none is known
 
-    def grads(self, level: Level) -> Gradients:
-        """The level's gradient at the present parameters by parameter name; the caller owns the tensors."""
+    @property
+    def rate(self) -> float:
+        """The largest learning rate of a shared parameter at this step."""
         ...
 
-    def apply(self, direction: Gradients, *, progress: float | None = None) -> None:
+    def grads(self, level: Level, *, at: Gradients | None = None, again: bool = False) -> Gradients:
+        """The level's gradient by parameter name; the caller owns the tensors.
+
+        It is taken at the present parameters, but for those that ``at`` gives values of, and over the level's next
+        batch or, ``again``, over its last one.
+        """
+        ...
+
+    def loss(self, level: Level) -> float:
+        """The loss that came with the last gradient of the level at the present parameters."""
+        ...
+
+    def values(self, *groups: Group) -> Gradients:
+        """Copies of these groups' parameters."""
+        ...
+
+    def dots(self, *pairs: tuple[Gradients, Gradients]) -> list[float]:
+        """For each pair the inner product over the names that both have, over all shards, in float32 or better."""
+        ...
+
+    def apply(self, direction: Gradients, *, progress: float | None = None, scale: float = 1.0) -> None:
         """Clips ``direction`` and makes one optimiser step; parameters without an entry stay where they are.
 
         ``progress`` in (0, 1) says where the learning-rate schedule stands, for a solver with a schedule of its own;
-        by default it is the middle of this step.
+        by default it is the middle of this step. ``scale`` is a factor of the learning rate.
         """
+        ...
+
+    def move(self, direction: Gradients) -> None:
+        """Adds ``direction`` to the parameters, past the optimiser."""
         ...
 
     def group_of(self, name: str) -> Group:
@@ -47,9 +78,15 @@ class Oracle(Protocol):
 
 
 class Solver(Protocol):
-    """One way to treat the two levels; ``two_level`` says whether it needs an inner level at all."""
+    """One way to treat the two levels."""
 
-    two_level: bool
+    two_level: bool  # whether it needs an inner level at all
+
+    @property
+    def requires(self) -> frozenset[Requirement]:
+        """What must hold for it to work: ``floor``, a known lower bound of the inner loss; ``falling rate``, a
+        learning rate that goes to zero; ``own step``, parameters that it may move past the optimiser."""
+        ...
 
     def step(self, oracle: Oracle) -> None:
         """One training step: asks for gradients, combines them, applies the result."""
@@ -66,24 +103,62 @@ class Solver(Protocol):
 
 def axpy(scale: float, x: Gradients, y: Gradients) -> Gradients:
     """``scale * x + y`` over the union of names; reuses and overwrites the tensors of both."""
-    for name, gradient in x.items():
-        y[name] = y[name].add_(gradient, alpha=scale) if name in y else gradient.mul_(scale)
-    return y
+    both = [name for name in x if name in y]
+    if both:
+        torch._foreach_add_([y[name] for name in both], [x[name] for name in both], alpha=scale)
+    rest = {name: gradient for name, gradient in x.items() if name not in y}
+    if rest and scale != 1.0:
+        torch._foreach_mul_(list(rest.values()), scale)
+    return y | rest
+
+
+def only(oracle: Oracle, gradient: Gradients, *groups: Group) -> Gradients:
+    """The entries of these groups; the tensors are not copied."""
+    return {name: tensor for name, tensor in gradient.items() if oracle.group_of(name) in groups}
+
+
+def local_dot(x: Gradients, y: Gradients) -> Tensor:
+    """The inner product over the names that both have, of what this process holds, as a float64 scalar.
+
+    Products are added up in float32 or better: a running total in bfloat16 loses a seventh of a long sum.
+    """
+    parts = []
+    for name, a in x.items():
+        if name in y:
+            b = y[name]
+            exact = a.dtype if a.dtype == torch.float64 else torch.float32
+            parts.append(torch.dot(a.reshape(-1).to(exact), b.reshape(-1).to(exact)).double())
+    return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64)
 
 
 def assign_groups(
-    names: Iterable[str], reached: Mapping[Level, Collection[str]], part_of: Callable[[str], str] = str
+    names: Iterable[str],
+    reached: Mapping[Level, Collection[str]],
+    part_of: Callable[[str], str] = str,
+    *,
+    outer_parts: Collection[str] = (),
 ) -> dict[str, Group]:
     """The group of every name that a level reaches; ``ValueError`` if two levels share none, for then they do not meet.
 
-    ``part_of`` maps a name to what the error calls it.
+    ``part_of`` maps a name to what the error calls it, and what ``outer_parts`` are given by: the parts that the inner
+    loss reads and the outer level alone may choose. Such a part that the inner loss does not read is an error.
     """
     inner, outer = reached.get("inner", ()), reached.get("outer", ())
     groups: dict[str, Group] = {}
+    read: set[str] = set()
     for name in names:
-        if name in inner or name in outer:
+        if part_of(name) in outer_parts and name in outer:
+            groups[name] = "outer"
+            read |= {part_of(name)} if name in inner else set()
+        elif name in inner or name in outer:
             groups[name] = "shared" if name in inner and name in outer else "inner" if name in inner else "outer"
-    if len(reached) == 2 and "shared" not in groups.values():
+    unread = sorted(set(outer_parts) - read)
+    if unread:
+        raise ValueError(
+            f"inner_depends_on_outer: got {', '.join(unread)}, which both losses do not reach; wanted parts that train "
+            "and that both losses read"
+        )
+    if len(reached) == 2 and "shared" not in groups.values() and not (read and "inner" in groups.values()):
         raise ValueError(
             f"the two levels share no parameter that trains: the inner loss reaches {_some(inner, part_of)}, the outer "
             f"loss {_some(outer, part_of)}; train a part that both losses read"

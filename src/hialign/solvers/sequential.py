@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hialign.solvers.oracle import Oracle
+from hialign.solvers.oracle import Oracle, Requirement, only
 
 
 class Sequential:
@@ -18,6 +18,7 @@ class Sequential:
     """
 
     two_level = True
+    requires: frozenset[Requirement] = frozenset()
 
     def __init__(self, fraction: float = 0.5, mode: str = "tune") -> None:
         if not 0 < fraction < 1:
@@ -31,13 +32,14 @@ class Sequential:
         """One inner step in the first phase, one outer step in the second."""
         switch = max(1, min(oracle.total_steps - 1, round(self.fraction * oracle.total_steps)))
         if oracle.step < switch:
-            oracle.apply(oracle.grads("inner"), progress=(oracle.step + 0.5) / switch)
+            aligned = only(oracle, oracle.grads("inner"), "inner", "shared")
+            oracle.apply(aligned, progress=(oracle.step + 0.5) / switch)
             return
         if oracle.step == switch:
             oracle.forget("shared")
         gradient = oracle.grads("outer")
         if self.mode == "freeze":
-            gradient = {name: g for name, g in gradient.items() if oracle.group_of(name) == "outer"}
+            gradient = only(oracle, gradient, "outer")
         oracle.apply(gradient, progress=(oracle.step + 0.5 - switch) / (oracle.total_steps - switch))
 
     def state_dict(self) -> dict[str, Any]:

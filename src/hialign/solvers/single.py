@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from hialign.solvers.oracle import Oracle
+from hialign.solvers.oracle import Oracle, Requirement
 
 
 class Single:
     """Gradient descent on the outer loss: what a stage without an inner level uses."""
 
     two_level = False
+    requires: frozenset[Requirement] = frozenset()
 
     def step(self, oracle: Oracle) -> None:
         """One outer step."""

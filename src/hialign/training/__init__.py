@@ -1,5 +1,6 @@
 """The training loop and what it stands on."""
 
+from hialign.training.cached import Cacheable
 from hialign.training.checkpoint import Checkpoint, latest, load_weights
 from hialign.training.logs import Logs, TensorBoard, Tracker, Wandb, write_json, write_status
 from hialign.training.loop import Preempted, Training
@@ -10,6 +11,7 @@ from hialign.training.stage import LevelRun, Optimisation, Stage, Stream
 __all__ = [
     "PRECISIONS",
     "SCHEDULES",
+    "Cacheable",
     "Checkpoint",
     "LevelRun",
     "Logs",

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from hialign import distributed
-from hialign.solvers import Group
+from hialign.solvers import Group, complaints
 from hialign.training import checkpoint
 from hialign.training.logs import Logs, write_status
 from hialign.training.optim import adamw, schedule
@@ -90,18 +90,36 @@ class Training:
         for name, parameter in self.root.named_parameters():
             parameter.requires_grad_(name in groups)  # what no loss reaches is frozen, as the table says
         self.trained |= set(groups)
+        self._warn(stage, groups)
         parameters = {name: p for name, p in self.root.named_parameters() if name in groups}
         return TrainingOracle(
             self.root,
             stage.levels,
             adamw(parameters, rates, stage.optimisation),
             groups,
+            outer_read={
+                n for n, g in groups.items() if g == "outer" and stage.part_of(n) in stage.inner_depends_on_outer
+            },
             total_steps=stage.optimisation.steps,
             schedule=schedule(stage.optimisation),
             clip=stage.optimisation.clip,
             precision=self.precision,
             device=self.device,
         )
+
+    def _warn(self, stage: Stage, groups: dict[str, Group]) -> None:
+        """Says what makes the stage's solver go astray; a ``ValueError`` for what cannot work."""
+        inner = stage.levels.get("inner")
+        aligned = any(group != "outer" for group in groups.values())
+        for warning in complaints(
+            stage.solver,
+            floor=0.0 if inner and inner.objective.bounded else None,
+            shared_decay=stage.optimisation.weight_decay if aligned else 0.0,
+            constant_rate=stage.optimisation.schedule == "constant",
+            inner_depends_on_outer=bool(stage.inner_depends_on_outer),
+            free_temperature=any(stage.part_of(name) == "temperature" for name in groups),
+        ):
+            self.logs.say(f"WARNING stage {stage.name}: {warning}")
 
     def _find_groups(self, stage: Stage) -> dict[str, Group]:
         """What each level of the stage reaches: it depends on what trains, not on the weights."""

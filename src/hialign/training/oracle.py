@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from hialign import distributed
 from hialign.batch import Batch
 from hialign.objectives import Result
-from hialign.solvers import Gradients, Group, Level, assign_groups, axpy
+from hialign.solvers import Gradients, Group, Level, assign_groups, axpy, local_dot, put
+from hialign.training.cached import Cacheable, cached_backward
 from hialign.training.stage import LevelRun, Stage, Stream
 
 PRECISIONS = ("fp32", "bf16")
@@ -27,6 +29,8 @@ class TrainingOracle:
 
     Over several processes every rank holds the whole model and its own rows of each batch. Losses and weights are
     added over micro-batches and ranks and divided once, so a step does not depend on how its batch was split.
+
+    ``outer_read`` names the parameters of the group ``outer`` that the inner loss reads all the same.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class TrainingOracle:
         optimizer: torch.optim.Optimizer,
         groups: Mapping[str, Group],
         *,
+        outer_read: Collection[str] = (),
         total_steps: int,
         schedule: Callable[[float], float],
         clip: float,
@@ -43,21 +48,39 @@ class TrainingOracle:
         device: torch.device,
     ) -> None:
         self.root, self.levels, self.optimizer, self.groups = root, levels, optimizer, groups
+        self.outer_read = frozenset(outer_read)
+        self.inner_depends_on_outer = bool(outer_read)
         self.step, self.total_steps = 0, total_steps
+        self.floor: float | None = None
+        self.losses: dict[Level, float] = {}
+        self.batches: dict[tuple[Level, str], list[Batch]] = {}  # each stream's last
         self.schedule, self.clip, self.precision, self.device = schedule, clip, precision, device
         self.parameters = {name: p for name, p in root.named_parameters() if name in groups}
         self.numbers: dict[str, list[float]] = {}
         self.records: list[str] = []  # of the level's batch at hand, for errors
 
-    def grads(self, level: Level) -> Gradients:
-        """The level's gradient over its next batch, its streams' means added up."""
+    @property
+    def rate(self) -> float:
+        """The largest learning rate of a shared parameter at this step."""
+        shared = {id(p) for name, p in self.parameters.items() if self.groups[name] == "shared"}
+        rates = [g["base_lr"] for g in self.optimizer.param_groups if shared & {id(p) for p in g["params"]}]
+        return float(max(rates) * self.schedule((self.step + 0.5) / self.total_steps))
+
+    def grads(self, level: Level, *, at: Gradients | None = None, again: bool = False) -> Gradients:
+        """The level's gradient over its next batch, or once more its last, its streams' means added up.
+
+        What is logged is of the present parameters alone: with ``at`` nothing is.
+        """
         total: Gradients = {}
         loss = 0.0
         self.records = []
-        for stream in self.levels[level].streams.values():
-            mean, gradient = self._stream_grads(level, stream)
-            total = axpy(1.0, gradient, total) if total else gradient
-            loss += mean
+        logged, floor = self.numbers, self.floor
+        self.numbers, self.floor = ({} if at is not None else logged), None
+        with put(self.parameters, at or {}):
+            for name, stream in self.levels[level].streams.items():
+                mean, gradient = self._stream_grads(level, name, stream, again=again)
+                total = axpy(1.0, gradient, total) if total else gradient
+                loss += mean
         norm = _norm(total.values())
         if not math.isfinite(norm):
             records = [record for rank in distributed.all_objects(self.records) for record in rank]
@@ -65,21 +88,54 @@ class TrainingOracle:
                 f"the {level} loss's gradient is not finite in step {self.step + 1}; records of its batch: "
                 f"{', '.join(records[:64])}"
             )
-        self.log(**{f"{level}_loss": loss, f"{level}_grad_norm": norm})
+        if at is None:
+            self.losses[level] = loss
+            self.log(**{f"{level}_loss": loss, f"{level}_grad_norm": norm})
+        self.numbers = logged
+        self.floor = floor if at is not None or level == "outer" else self.floor
         return total
 
-    def _stream_grads(self, level: Level, stream: Stream) -> tuple[float, Gradients]:
-        batches = stream.next()
-        results = []
-        for batch in batches:
-            result = evaluate(self.root, self.levels[level], batch, self.precision, self.device)
-            result.loss_sum.backward()
-            results.append(result)
-            self.records += batch.records
+    def _stream_grads(self, level: Level, name: str, stream: Stream, *, again: bool) -> tuple[float, Gradients]:
+        batches = self.batches[level, name] if again else stream.next()
+        self.batches[level, name] = batches
+        objective = self.levels[level].objective
+        if len(batches) > 1 and objective.whole_batch:
+            assert isinstance(objective, Cacheable), f"{type(objective).__name__} cannot be split"
+            results = [cached_backward(objective, batches, self._read, self.device)]
+        else:
+            results = []
+            for batch in batches:
+                results.append(evaluate(self.root, self.levels[level], batch, self.precision, self.device))
+                results[-1].loss_sum.backward()
+        self.records += [record for batch in batches for record in batch.records]
         mean, weight = self._join(level, batches, results)
         gradient = self._take(level)
         torch._foreach_div_(list(gradient.values()), weight)
         return mean, gradient
+
+    def _read(self, reader: Callable[[Any, Batch], Any], batch: Batch) -> Any:
+        with autocast(self.precision, self.device):
+            return self.root(reader, batch.to(self.device))
+
+    def loss(self, level: Level) -> float:
+        """The level's loss at the present parameters, as last seen."""
+        return self.losses[level]
+
+    def values(self, *groups: Group) -> Gradients:
+        """Copies of these groups' parameters."""
+        return {name: p.detach().clone() for name, p in self.parameters.items() if self.groups[name] in groups}
+
+    def dots(self, *pairs: tuple[Gradients, Gradients]) -> list[float]:
+        """Inner products, all with one transfer; every rank holds the same whole gradients, so none is added up."""
+        return torch.stack([local_dot(x, y).to(self.device) for x, y in pairs]).tolist()
+
+    def move(self, direction: Gradients) -> None:
+        """Adds ``direction`` to the parameters, past the optimiser."""
+        if not all(torch.isfinite(tensor).all() for tensor in direction.values()):
+            raise NonFinite(f"the solver's own step is not finite in step {self.step + 1}")
+        with torch.no_grad():
+            for name, tensor in direction.items():
+                self.parameters[name].add_(tensor)
 
     def _join(self, level: Level, batches: list[Batch], results: list[Result]) -> tuple[float, float]:
         """The mean loss and the total weight over micro-batches and ranks; logs the objective's numbers."""
@@ -90,11 +146,19 @@ class TrainingOracle:
             self._complain(level, batches, results)
         if weight == 0:
             raise ValueError(f"{level} level: no row of this step's batch has anything to predict; check the data")
-        self.log(**{f"{level}_{name}": value / weight for name, value in zip(names, numbers, strict=True)})
+        means = {name: value / weight for name, value in zip(names, numbers, strict=True)}
+        if "floor" in means:
+            self.floor = means["floor"] + (self.floor or 0.0)  # the level's loss is the sum over its streams
+        self.log(**{f"{level}_{name}": value for name, value in means.items()})
         return loss_sum / weight, weight
 
     def _complain(self, level: Level, batches: list[Batch], results: list[Result]) -> None:
-        bad = [b.records for b, r in zip(batches, results, strict=True) if not torch.isfinite(r.loss_sum).item()]
+        whole = len(results) < len(batches)  # one loss of all of them
+        bad = (
+            [batch.records for batch in batches]
+            if whole
+            else [b.records for b, r in zip(batches, results, strict=True) if not torch.isfinite(r.loss_sum).item()]
+        )
         records = [record for rank in distributed.all_objects(bad) for names in rank for record in names]
         raise NonFinite(
             f"{level} loss is not finite in step {self.step + 1}; records of its batch: {', '.join(records[:64])}"
@@ -106,7 +170,8 @@ class TrainingOracle:
         A parameter that this batch did not reach brings zeros: another rank's batch may have, and all ranks must
         bring the same list.
         """
-        mine = {name: p for name, p in self.parameters.items() if self.groups[name] in (level, "shared")}
+        also = self.outer_read if level == "inner" else ()
+        mine = {n: p for n, p in self.parameters.items() if self.groups[n] in (level, "shared") or n in also}
         strangers = [name for name, p in self.parameters.items() if p.grad is not None and name not in mine]
         if strangers:
             raise ValueError(
@@ -122,14 +187,14 @@ class TrainingOracle:
             moved = {n: part.view_as(g) for (n, g), part in zip(moved.items(), parts, strict=True)}
         return moved
 
-    def apply(self, direction: Gradients, *, progress: float | None = None) -> None:
-        """Clips, then makes one optimiser step at the schedule's learning rate."""
+    def apply(self, direction: Gradients, *, progress: float | None = None, scale: float = 1.0) -> None:
+        """Clips, then makes one optimiser step at ``scale`` times the schedule's learning rate."""
         if not direction:
             raise ValueError(
                 "the solver's step moves no parameter: every one that trains is shared, and the solver leaves those; "
                 "train a part that only the outer loss reaches"
             )
-        factor = self.schedule((self.step + 0.5) / self.total_steps if progress is None else progress)
+        factor = scale * self.schedule((self.step + 0.5) / self.total_steps if progress is None else progress)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         self._clip(direction)
@@ -197,7 +262,7 @@ def probe_groups(root: nn.Module, stage: Stage, precision: str, device: torch.de
     trainable = {name: p for name, p in root.named_parameters() if p.requires_grad}
     reached = {level: _reached(root, run, trainable, precision, device) for level, run in stage.levels.items()}
     try:
-        return assign_groups(trainable, reached, stage.part_of)
+        return assign_groups(trainable, reached, stage.part_of, outer_parts=stage.inner_depends_on_outer)
     except ValueError as error:
         raise ValueError(f"stages.{stage.name}.train: {error}") from error
 

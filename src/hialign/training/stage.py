@@ -65,7 +65,8 @@ class Stage:
     """One stage of training, ready to run.
 
     ``rates`` freezes what does not train in this stage and returns the learning rate of every parameter that does;
-    ``part_of`` maps a parameter's name to the part of the model that it belongs to.
+    ``part_of`` maps a parameter's name to the part of the model that it belongs to; ``inner_depends_on_outer`` are
+    the parts that the inner loss reads and the outer level alone may choose.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Stage:
     optimisation: Optimisation
     rates: Callable[[], dict[str, float]]
     part_of: Callable[[str], str]
+    inner_depends_on_outer: tuple[str, ...] = ()
 
     def streams(self) -> dict[str, Stream]:
         """All levels' streams as ``level/stream``."""

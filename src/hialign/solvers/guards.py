@@ -1,0 +1,57 @@
+"""What makes a solver fail or go astray, said before the first step."""
+
+from __future__ import annotations
+
+from hialign.solvers.alternating import Alternating
+from hialign.solvers.joint import Joint
+from hialign.solvers.oracle import Solver
+from hialign.solvers.sequential import Sequential
+
+
+def complaints(
+    solver: Solver,
+    *,
+    floor: float | None,
+    shared_decay: float,
+    constant_rate: bool,
+    inner_depends_on_outer: bool,
+    free_temperature: bool = False,
+) -> list[str]:
+    """Warnings, each with its fix; a ``ValueError`` for what cannot work.
+
+    Args:
+        floor: a proved lower bound of the inner loss, None where none is known.
+        shared_decay: the largest weight decay on a parameter that the inner loss reaches.
+        constant_rate: whether the learning rate stays up to the end.
+        free_temperature: whether the contrastive temperature trains.
+    """
+    if not solver.two_level:
+        return []
+    name = type(solver).__name__
+    if "floor" in solver.requires and floor is None:
+        raise ValueError(
+            f"{name}: it measures the inner loss against its best value, for which no proved floor is known here; set "
+            "best= to the inner loss of a reference run, or choose another solver (DynamicBarrier: phi=grad)"
+        )
+    said = []
+    if shared_decay > 0:
+        said.append(
+            f"weight decay {shared_decay:g} on aligned parameters is a task of its own that the solver does not see, "
+            "and moves the aligned point; set weight_decay=0, or add the decay to the outer loss"
+        )
+    if constant_rate and "falling rate" in solver.requires:
+        said.append(
+            f"{name} at a constant learning rate keeps the inner loss above its minimum by about the rate's square; "
+            "use a schedule that falls to 0, such as cosine"
+        )
+    if inner_depends_on_outer and isinstance(solver, Joint | Sequential | Alternating):
+        said.append(
+            f"{name} with an inner loss that depends on outer parameters: their sum may have no minimum, and the task "
+            "can make the inner loss easy instead of aligning; use DynamicBarrier, ValuePenalty or ImplicitTangent"
+        )
+    if free_temperature:
+        said.append(
+            "the temperature trains, and the inner loss falls by sharpening alone; freeze it "
+            "(train.temperature=frozen), or read the alignment gap at a fixed one"
+        )
+    return said
