@@ -7,6 +7,7 @@ packaged one, unless --out names another folder.
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     settings = parser.parse_args()
+    started, anew = time.monotonic(), not any(settings.work.glob("*.pt"))
     torch.set_num_threads(settings.threads)
     settings.work.mkdir(parents=True, exist_ok=True)
     model = untrained(seed=settings.seed)
@@ -33,11 +35,13 @@ def main() -> None:
     pretrain.pretrain_language(model, pretrain.LANGUAGE, **common)
     pretrain.pretrain_reading(model, pretrain.READING, **common)
     pretrain.pretrain_towers(model, pretrain.TOWERS, **common)
+    pretrain.pretrain_answering(model, pretrain.ANSWERING, **common)
     scores = base_scores(model)
     for name, value in scores.items():
         say(f"{name}: {value:.3f}")
     command = f"python scripts/build_tabletop_base.py --work FOLDER --seed {settings.seed} --threads {settings.threads}"
-    write_base(model, settings.out, settings.work, scores, seed=settings.seed, command=command)
+    minutes = (time.monotonic() - started) / 60 if anew else None  # what came before a kill is not known
+    write_base(model, settings.out, settings.work, scores, seed=settings.seed, command=command, minutes=minutes)
 
 
 def say(line: str) -> None:

@@ -30,7 +30,8 @@ def test_it_comes_with_its_card_and_its_curves():
     assert made_by["command"] in card
     for key in ("seed", "versions", "scores"):
         assert made_by[key] is not None
-    for curve, part in zip(CURVES, ("language", "reading", "reading", "towers"), strict=True):
+    assert made_by["minutes"] <= 60
+    for curve, part in zip(CURVES, ("language", "reading", "reading", "towers", "answering"), strict=True):
         last = (FOLDER / curve).read_text().splitlines()[-1]
         assert int(last.split(",")[0]) == made_by[part]["steps"]
 
@@ -82,7 +83,9 @@ def test_the_build_writes_a_folder_that_base_reads(tmp_path):
         (tmp_path / name).write_text("step,loss\n1,2.0\n")
     scores = {"r1_i2t_even": 0.5}
     for _ in range(2):  # the second replaces the first
-        write_base(untrained(seed=1), tmp_path / "out", tmp_path, scores, seed=1, command="python build.py")
+        write_base(
+            untrained(seed=1), tmp_path / "out", tmp_path, scores, seed=1, command="python build.py", minutes=3.0
+        )
     made = base(seed=0, folder=str(tmp_path / "out"))
     assert sum(row.total for row in count(made.root)) == sum(row.total for row in count(untrained(seed=1).root))
     assert "| 0.500 |" in (tmp_path / "out" / "README.md").read_text()

@@ -154,13 +154,46 @@ def test_a_placeholder_is_read_as_the_sum_of_its_words(model):
         )
 
 
-@pytest.mark.parametrize(("part", "killed_at"), [("language", 5), ("reading", 9), ("towers", 5)])
+def test_rows_of_answers_ask_several_questions_and_predict_their_answers_alone(model):
+    words, size = model.processor.tokenizer, 24
+    batch = reading_batch(0, size, seed=0, words=words, row=pretrain._answered)
+    asked = []
+    for ids, labels in zip(batch.text.ids, batch.text.labels, strict=True):
+        text = words.decode(ids)
+        asked.append(text.count("?"))
+        answers = words.decode(labels[labels != -100])
+        assert "?" not in answers
+        assert answers.count("</s>") == text.count("?")
+    assert {min(asked), max(asked)} == {1, 6}
+
+
+def test_rows_of_captions_predict_the_caption_alone(model):
+    words, size = model.processor.tokenizer, 12
+    batch = reading_batch(0, size, seed=0, words=words, row=pretrain._described)
+    for number, labels in enumerate(batch.text.labels):
+        scene = sample("train", number, seed=0, cooccurrence=READ_COOCCURRENCE)
+        said = words.decode(labels[labels != -100])
+        assert {mention.kind for mention in mentions(said)} == set(scene.kinds)
+        assert "describe" not in said
+
+
+def test_captions_and_answers_are_two_means_over_the_two_halves(model):
+    """So that the few tokens of the answers count as much as the captions' many."""
+    losses = pretrain.answering_losses(model, 100, 8, seed=0)
+    words = model.processor.tokenizer
+    answered = reading_batch(104, 4, seed=0, words=words, row=pretrain._answered)
+    assert losses.keys() == {"caption", "answer"}
+    assert losses["answer"].item() == pretrain.reading_loss(model, answered)["text"].item()
+
+
+@pytest.mark.parametrize(("part", "killed_at"), [("language", 5), ("reading", 9), ("towers", 5), ("answering", 9)])
 def test_a_kill_changes_neither_the_weights_nor_the_curve(part, killed_at, tmp_path, monkeypatch):
     def run(folder, *, steps, killed_at=None):
         folder.mkdir(exist_ok=True)
         model = untrained(seed=0)
         begin = getattr(pretrain, f"pretrain_{part}")
-        name = {"language": "text_batch", "reading": "reading_batch", "towers": "contrast_batch"}[part]
+        name = {"language": "text_batch", "reading": "reading_batch", "towers": "contrast_batch"}
+        name = name.get(part, "reading_batch")
         make, calls = getattr(pretrain, name), []
 
         def counted(*args, **kwargs):

@@ -15,7 +15,7 @@ from hialign.models import Model, count, save
 from hialign.tabletop import pretrain
 from hialign.tabletop.render import NOISE
 
-CURVES = ("language.csv", "reading1.csv", "reading2.csv", "towers.csv")
+CURVES = ("language.csv", "reading1.csv", "reading2.csv", "towers.csv", "answering.csv")
 _SAID = {
     "r1_i2t_even": "R@1, caption of an image, 300 scenes with independent kinds",
     "r1_t2i_even": "R@1, image of a caption, the same",
@@ -32,9 +32,19 @@ _SAID = {
 
 
 def write_base(
-    model: Model, folder: Path, curves: Path, scores: Mapping[str, float], *, seed: int, command: str
+    model: Model,
+    folder: Path,
+    curves: Path,
+    scores: Mapping[str, float],
+    *,
+    seed: int,
+    command: str,
+    minutes: float | None,
 ) -> None:
-    """Saves the model, the curves and the scores into ``folder``, in place of what was there, with a card."""
+    """Saves the model, the curves and the scores into ``folder``, in place of what was there, with a card.
+
+    ``minutes`` is how long all of it took, None where it was taken up again after a kill.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     save(model, folder)
@@ -44,9 +54,11 @@ def write_base(
     facts = {
         "seed": seed,
         "command": command,
+        "minutes": None if minutes is None else round(minutes, 1),
         "towers": asdict(pretrain.TOWERS),
         "language": asdict(pretrain.LANGUAGE),
         "reading": asdict(pretrain.READING),
+        "answering": asdict(pretrain.ANSWERING),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "scores": {key: round(value, 4) for key, value in scores.items()},
     }
@@ -61,7 +73,7 @@ def draw_curves(folder: Path) -> None:
     """Writes ``curves.png``: the losses of the folder's training curves, a panel each."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3), dpi=100, layout="constrained")
+    figure = Figure(figsize=(15, 3), dpi=100, layout="constrained")
     panels = figure.subplots(1, len(CURVES))
     for axes, name in zip(panels, CURVES, strict=True):
         with (folder / name).open(newline="") as file:
@@ -80,7 +92,8 @@ def draw_curves(folder: Path) -> None:
 def _card(model: Model, scores: Mapping[str, float], command: str) -> str:
     parts = "\n".join(f"| {row.part} | {row.total:,} |" for row in count(model.root))
     numbers = "\n".join(f"| {_SAID[key]} | {value:.3f} |" for key, value in scores.items())
-    towers, language, reading = pretrain.TOWERS, pretrain.LANGUAGE, pretrain.READING
+    towers, language = pretrain.TOWERS, pretrain.LANGUAGE
+    reading, answering = pretrain.READING, pretrain.ANSWERING
     return f"""# The base model of the embedded world
 
 A Llava of {sum(row.total for row in count(model.root)):,} parameters that has learnt to see and to speak, each by
@@ -96,7 +109,8 @@ Made by `{command}`; `made_by.json` holds seed, lengths and versions, `*.csv` th
 - Language model: {language.steps} steps of {language.batch_size} rows of the world's own biased text: captions,
   questions and answers, some of them with notes of what lies on the table, which leave things out. Then twice
   {reading.steps} steps on rows as fine-tuning has them, where each image token is the sum of the words for what is in
-  its place.
+  its place, and {answering.steps} more, half of each batch captions and half conversations of up to six questions, of
+  which only the answers are to be predicted.
 
 | part | parameters |
 |---|---|

@@ -16,11 +16,21 @@ from transformers import PreTrainedTokenizerBase
 
 from hialign.batch import Tokens
 from hialign.data.records import IMAGE, Turn
-from hialign.data.templates import chat
+from hialign.data.templates import Segment, chat, tokenise
 from hialign.data.vqa import SHORT_ANSWER
 from hialign.losses import next_token, symmetric_info_nce
 from hialign.models import Model
-from hialign.tabletop.language import CHANGES, DESCRIBE, POSITIVE_BIAS, TOPICS, alter, caption, phrase, question
+from hialign.tabletop.language import (
+    CHANGES,
+    DESCRIBE,
+    POSITIVE_BIAS,
+    TOPICS,
+    alter,
+    any_question,
+    caption,
+    phrase,
+    question,
+)
 from hialign.tabletop.model import EMBED, VISION
 from hialign.tabletop.render import render
 from hialign.tabletop.world import COLOURS, KINDS, PLACES, SIDE, SIZES, STATES, Scene, sample
@@ -44,8 +54,9 @@ class Phase:
 
 
 TOWERS = Phase(steps=1500, batch_size=128, lr=1.5e-3)
-READING = Phase(steps=500, batch_size=64, lr=1.5e-3, warmup=50)  # twice: the rate rises and falls, and once more
+READING = Phase(steps=750, batch_size=64, lr=1.5e-3, warmup=50)  # twice: the rate rises and falls, and once more
 LANGUAGE = Phase(steps=600, batch_size=64, lr=2e-3, warmup=100)
+ANSWERING = Phase(steps=1000, batch_size=64, lr=1e-3, warmup=50)
 
 
 @dataclass(frozen=True)
@@ -209,34 +220,70 @@ class ReadingBatch:
     weights: Tensor  # the same shape: how much of each word's embedding is in it
 
 
-def reading_batch(first: int, size: int, *, seed: int, words: PreTrainedTokenizerBase) -> ReadingBatch:
+def reading_batch(
+    first: int,
+    size: int,
+    *,
+    seed: int,
+    words: PreTrainedTokenizerBase,
+    row: Callable[[Scene, np.random.Generator, PreTrainedTokenizerBase], list[Segment]] | None = None,
+) -> ReadingBatch:
     """Rows as fine-tuning will have them, on the biased training scenes from number ``first`` on.
 
-    Half of them are a caption behind its image, the others turns about one. Each placeholder is a place, in reading
-    order, and holds the sum of the embeddings of the words for what is there: a language model that reads these has
-    what large ones come with, so that a projector has something to aim at.
+    Unless ``row`` says otherwise, half of them are a caption behind its image, the others turns about one, and every
+    token is to be predicted. Each placeholder is a place, in reading order, and holds the sum of the embeddings of the
+    words for what is there: a language model that reads these has what large ones come with, so that a projector has
+    something to aim at.
     """
     number_of = {word: _word_id(word, words) for word in (*KINDS, *COLOURS, NOTHING, SIZES[1], STATES[1])}
     texts, said, weights = [], [], []
     for number in range(size):
         scene = sample("train", first + number, seed=seed, cooccurrence=READ_COOCCURRENCE)
         rng = scene.rng(_READING)
-        texts.append(_reading_row(scene, rng, words).replace(IMAGE, IMAGE * len(PLACES)))
+        texts.append((row or _read)(scene, rng, words))
         for place in _seen(scene, rng):
             said.append([number_of[word] for word, _ in place])
             weights.append([weight for _, weight in place])
-    text = rows(texts, words, special=False)
-    labels = text.labels.masked_fill(text.ids == words.image_token_id, -100)
-    return ReadingBatch(replace(text, labels=labels), torch.tensor(said), torch.tensor(weights))
+    return ReadingBatch(_supervised(texts, words), torch.tensor(said), torch.tensor(weights))
 
 
-def _reading_row(scene: Scene, rng: np.random.Generator, words: PreTrainedTokenizerBase) -> str:
+def _supervised(texts: list[list[Segment]], words: PreTrainedTokenizerBase) -> Tokens:
+    """The rows with a placeholder for each place of their image; only supervised segments are to be predicted."""
+    each = IMAGE * len(PLACES)
+    wide = [[replace(segment, text=segment.text.replace(IMAGE, each)) for segment in text] for text in texts]
+    text = rows(["".join(segment.text for segment in row) for row in wide], words, special=False)
+    wanted = torch.zeros_like(text.mask, dtype=torch.bool)
+    for number, row in enumerate(wide):
+        _, supervised = tokenise(row, words, IMAGE)
+        wanted[number, : len(supervised)] = torch.tensor(supervised)
+    wanted &= text.ids != words.image_token_id
+    return replace(text, labels=text.ids.masked_fill(~wanted, -100))
+
+
+def _read(scene: Scene, rng: np.random.Generator, words: PreTrainedTokenizerBase) -> list[Segment]:
+    """A caption or turns behind an image, all of it to be predicted."""
     kind = rng.random()
     said = caption(scene, rng, paraphrase=0.5)
     if kind < 0.5:
-        return f"{words.bos_token}{IMAGE}{said}{words.eos_token}"
+        return [Segment(f"{words.bos_token}{IMAGE}{said}{words.eos_token}", True)]
     turns = [Turn(f"{IMAGE}\n{DESCRIBE}", said)] if kind < 0.65 else _asked(scene, rng, f"{IMAGE}\n", POSITIVE_BIAS)
-    return "".join(segment.text for segment in chat(turns, words))
+    return [replace(segment, supervised=True) for segment in chat(turns, words)]
+
+
+def _described(scene: Scene, rng: np.random.Generator, words: PreTrainedTokenizerBase) -> list[Segment]:
+    """A caption behind its image, asked for or not."""
+    said = caption(scene, rng, paraphrase=0.5)
+    if rng.random() < 0.5:
+        return [Segment(f"{words.bos_token}{IMAGE}", False), Segment(f"{said}{words.eos_token}", True)]
+    return chat([Turn(f"{IMAGE}\n{DESCRIBE}", said)], words)
+
+
+def _answered(scene: Scene, rng: np.random.Generator, words: PreTrainedTokenizerBase) -> list[Segment]:
+    """Up to six questions on an image, whose answers are to be predicted."""
+    number = int(rng.integers(1, 7))
+    first, *others = (any_question(scene, rng, positive_bias=POSITIVE_BIAS) for _ in range(number))
+    turns = [Turn(f"{IMAGE}\n{first.text}\n{SHORT_ANSWER}", first.answer)]
+    return chat([*turns, *(Turn(asked.text, asked.answer) for asked in others)], words)
 
 
 def _seen(scene: Scene, rng: np.random.Generator) -> Iterator[list[tuple[str, float]]]:
@@ -398,6 +445,39 @@ def pretrain_reading(
 def _reading_step(model: Model, seed: int, begun: int, size: int, step: int) -> dict[str, Tensor]:
     batch = reading_batch(begun + step * size, size, seed=seed, words=model.processor.tokenizer)
     return reading_loss(model, batch)
+
+
+def pretrain_answering(
+    model: Model, phase: Phase, *, seed: int, folder: Path, say: Callable[[str], None], every: int = 50
+) -> None:
+    """Goes on with the language model, which learns to look an answer up instead of guessing what is common.
+
+    Half of each batch are captions, so that these are not forgotten. Next to them the few tokens of the answers would
+    hardly count, so each half has a mean of its own.
+    """
+    part = _language(model)
+    begun = 2 * READING.steps * READING.batch_size  # scenes that reading has not seen
+    _train(
+        phase,
+        part,
+        list(part.parameters()),
+        lambda step: answering_losses(model, begun + step * phase.batch_size, phase.batch_size, seed=seed),
+        folder=folder,
+        name="answering",
+        say=say,
+        every=every,
+    )
+
+
+def answering_losses(model: Model, first: int, size: int, *, seed: int) -> dict[str, Tensor]:
+    """The loss of captions on one half of ``size`` scenes, and that of answers on the other."""
+    words, half = model.processor.tokenizer, size // 2
+    described = reading_batch(first, half, seed=seed, words=words, row=_described)
+    answered = reading_batch(first + half, size - half, seed=seed, words=words, row=_answered)
+    return {
+        "caption": reading_loss(model, described)["text"],
+        "answer": reading_loss(model, answered)["text"],
+    }
 
 
 def _language(model: Model) -> nn.Module:
