@@ -459,7 +459,7 @@ def _verdict(result: Mapping[str, Any], x: str, y: str) -> list[str]:
     lines += [
         f"On it by their means: joint: {', '.join(joint) or 'no setting'}; others: {', '.join(others) or 'none'}."
     ]
-    for said, some in (("Joint beats on both axes", against), ("Beaten by another arm on both axes", None)):
+    for said, some in (("Joint beats on both axes", against), ("Another arm beats joint on both axes", None)):
         listed = some if some is not None else [pair for pair in pairs if pair not in against]
         lines += ["", f"{said} (in how many of the seeds as well):" if listed else f"{said}: nothing."]
         lines += [f"- {p['better']} beats {p['worse']}: {p['seeds']} of {p['of']}" for p in listed]

@@ -114,7 +114,7 @@ def test_where_joint_wins_the_text_says_so(pareto: ModuleType) -> None:
     told = pareto.text(whole(pareto, rows))
     assert told.count("joint: joint weight 1; others: none.") == 2
     assert told.count("- joint weight 1 beats dynamic_barrier end 1e2: 1 of 2") == 2
-    assert told.count("Beaten by another arm on both axes: nothing.") == 2
+    assert told.count("Another arm beats joint on both axes: nothing.") == 2
     assert "| joint weight 1 * | 0.2000 +- 1.2706 | 0.6000 +- 1.2706 |" in told
 
 
