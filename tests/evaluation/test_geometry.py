@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hialign.evaluation import geometry
-from hialign.evaluation.geometry import alignment, effective_rank, modality_gap, retrieval, summary, uniformity
+from hialign.evaluation.geometry import (
+    alignment,
+    centred_gap,
+    effective_rank,
+    modality_gap,
+    retrieval,
+    summary,
+    uniformity,
+)
 
 FIXTURES = Path(__file__).resolve().parents[2].parent / "shared" / "fixtures" / "evaluation" / "clip"
 
@@ -197,6 +205,7 @@ def test_summary_pairs_each_text_with_its_image():
     images, texts, owners = random_captions()
     result = summary(images, texts, owners)
     assert result["alignment"] == alignment(images[owners], texts)
+    assert result["centred_gap"] == centred_gap(images[owners], texts)
     assert result["modality_gap"] == modality_gap(images, texts)
     assert result["image/uniformity"] == uniformity(images) != uniformity(texts) == result["text/uniformity"]
     assert result["image/effective_rank"] == effective_rank(images)
@@ -208,6 +217,19 @@ def test_modality_gap_by_hand():
     a, b = torch.tensor([[2.0, 0.0], [0.0, 5.0]]), torch.tensor([[0.0, -1.0]])
     assert modality_gap(a, b) == pytest.approx(math.hypot(0.5, 1.5))
     assert modality_gap(torch.ones(3, 4), -torch.ones(2, 4)) == pytest.approx(2)
+
+
+def test_centred_gap_by_hand():
+    a, b = torch.tensor([[1.0, 0.0], [0.0, 3.0]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    assert centred_gap(a, b) == pytest.approx(math.sqrt(2))  # both centroids are (1/2, 1/2)
+    assert modality_gap(a, b) == pytest.approx(0)
+
+
+def test_a_cloud_that_is_moved_as_a_whole_has_no_centred_gap():
+    circle = torch.tensor([[0.6, 0.0], [0.0, 0.6], [-0.6, 0.0]])
+    above, below = (F.pad(circle, (0, 1), value=height) for height in (0.8, -0.8))
+    assert centred_gap(above, below) == pytest.approx(0, abs=1e-6)
+    assert modality_gap(above, below) == pytest.approx(1.6)
 
 
 def test_alignment_by_hand():
@@ -305,8 +327,9 @@ def test_what_does_not_fit_is_named(change: dict[str, Any], message: str):
 def test_sets_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match=r"modality_gap: a \(2, 3\) and b \(2, 4\)"):
         modality_gap(torch.ones(2, 3), torch.ones(2, 4))
-    with pytest.raises(ValueError, match="alignment: a has 2 rows and b 3"):
-        alignment(torch.ones(2, 3), torch.ones(3, 3))
+    for paired in (alignment, centred_gap):
+        with pytest.raises(ValueError, match=f"{paired.__name__}: a has 2 rows and b 3"):
+            paired(torch.ones(2, 3), torch.ones(3, 3))
     with pytest.raises(ValueError, match="uniformity: a has 1 rows"):
         uniformity(torch.ones(1, 3))
     with pytest.raises(ValueError, match=r"a has shape \(0, 3\)"):

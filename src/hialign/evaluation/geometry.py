@@ -84,15 +84,27 @@ def modality_gap(a: Tensor, b: Tensor) -> float:
     return float((_unit(a, "a").mean(0) - _unit(b, "b").mean(0)).norm())
 
 
+def centred_gap(a: Tensor, b: Tensor) -> float:
+    """Mean distance of row i of a from row i of b, both (pairs, dim), once each cloud's centroid is taken off it.
+
+    0 where one cloud is the other one moved as a whole. ``modality_gap`` is what such a move can close, this is what is
+    left after it.
+
+    Source: Liang et al. 2022, arXiv:2203.02053, for the centroids.
+    Differs: theirs is the distance between the centroids; this is the rest.
+    """
+    _check_paired("centred_gap", a, b)
+    a, b = _unit(a, "a"), _unit(b, "b")
+    return float(((a - a.mean(0)) - (b - b.mean(0))).norm(dim=-1).mean())
+
+
 def alignment(a: Tensor, b: Tensor) -> float:
     """Mean squared distance of row i of a from row i of b, both (pairs, dim): 0 where pairs coincide, at most 4.
 
     Source: Wang & Isola 2020, arXiv:2005.10242, section 4.1.1, with their alpha = 2.
     Differs: nothing.
     """
-    _check_widths("alignment", a, b)
-    if len(a) != len(b):
-        raise ValueError(f"alignment: a has {len(a)} rows and b {len(b)}, wanted pairs; index one by the other first")
+    _check_paired("alignment", a, b)
     return float((_unit(a, "a") - _unit(b, "b")).square().sum(-1).mean())
 
 
@@ -135,19 +147,21 @@ def effective_rank(a: Tensor) -> float:
 
 
 def summary(images: Tensor, texts: Tensor, image_of_text: Tensor) -> dict[str, float]:
-    """All of this file's numbers: ``retrieval``'s keys, ``modality_gap``, ``alignment``, and for each of ``image/``
-    and ``text/`` its ``uniformity`` and ``effective_rank``.
+    """All of this file's numbers: ``retrieval``'s keys, ``modality_gap``, ``centred_gap``, ``alignment``, and for each
+    of ``image/`` and ``text/`` its ``uniformity`` and ``effective_rank``.
 
     Args: images (n, dim), texts (m, dim) and image_of_text (m,), int64, as in ``retrieval``. The pairs of
-    ``alignment`` are each text with its image, so an image with many texts weighs more there.
+    ``centred_gap`` and ``alignment`` are each text with its image, so an image with many texts weighs more there.
 
     Source: as in each function.
     Differs: nothing.
     """
+    paired = images[image_of_text.to(images.device)]
     return {
         **retrieval(images, texts, image_of_text),
         "modality_gap": modality_gap(images, texts),
-        "alignment": alignment(images[image_of_text.to(images.device)], texts),
+        "centred_gap": centred_gap(paired, texts),
+        "alignment": alignment(paired, texts),
         "image/uniformity": uniformity(images),
         "text/uniformity": uniformity(texts),
         "image/effective_rank": effective_rank(images),
@@ -175,6 +189,12 @@ def _check_widths(function: str, a: Tensor, b: Tensor, names: tuple[str, str] = 
             f"{function}: {names[0]} {tuple(a.shape)} and {names[1]} {tuple(b.shape)} do not fit; wanted two sets of "
             "rows of one width: use the embeddings after projection"
         )
+
+
+def _check_paired(function: str, a: Tensor, b: Tensor) -> None:
+    _check_widths(function, a, b)
+    if len(a) != len(b):
+        raise ValueError(f"{function}: a has {len(a)} rows and b {len(b)}, wanted pairs; index one by the other first")
 
 
 def _check_pairs(images: Tensor, texts: Tensor, image_of_text: Tensor) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-Scores = Mapping[str, Mapping[str, float]]
+Scores = Mapping[str, Mapping[str, float | str]]
 
 
 def table(scores: Scores) -> str:
-    """One line a number, under its benchmark."""
+    """One line a number, or what is said in its place, under its benchmark."""
     width = max(len(name) for numbers in scores.values() for name in numbers)
     lines = []
     for benchmark, numbers in scores.items():
@@ -36,5 +36,7 @@ def side_by_side(columns: Mapping[str, Mapping[str, float]], rows: Mapping[str, 
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def _text(value: float) -> str:
+def _text(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
     return f"{value:.0f}" if abs(value) >= 1 and value.is_integer() else f"{value:.4f}"

@@ -83,6 +83,25 @@ def test_one_benchmark_leaves_the_other_s_scores(evaluated: tuple[Any, Any]) -> 
     assert after["retrieval"] == pytest.approx(before["retrieval"], rel=1e-4)
 
 
+def test_an_alignment_gap_is_written_with_the_reference_that_it_is_measured_against(evaluated: tuple[Any, Any]) -> None:
+    workshop, _ = evaluated
+    ask = ("evaluate", "run=runs/hierarchical/first", "benchmark=[alignment]", "benchmark.alignment.batch_size=2")
+    assert workshop.hialign(*ask).code == 0
+    file = workshop.run("first") / "scores.json"
+    alone = json.loads(file.read_text())["alignment"]
+    assert "gap_lo" not in alone
+    assert "no reference= was given" in alone["no_gap_lo"]
+    assert (alone["batches"], alone["batch_size"]) == (2, 2)
+    done = workshop.hialign(*ask, "benchmark.alignment.reference=[runs/hierarchical/first,0.5]")
+    assert done.code == 0, done.err
+    scores = json.loads(file.read_text())["alignment"]
+    assert scores["loss"] == alone["loss"] == pytest.approx(scores["reference/1/loss"])
+    assert (scores["reference/1/from"], scores["reference/2/from"]) == ("runs/hierarchical/first", "a number")
+    assert scores["best_known"] == 0.5
+    assert scores["best_known_from"].startswith("a number: as given")
+    assert scores["best_known_from"] in done.out
+
+
 REFUSED = {
     "no run": ((), "run: not given", "set run=runs/"),
     "no such run": (("run=runs/nothing",), "run=runs/nothing: no config.yaml", "wanted a run folder"),

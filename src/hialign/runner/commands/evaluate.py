@@ -66,11 +66,16 @@ def run(config: DictConfig) -> dict[str, Any]:
     for name, benchmark in benchmarks.items():
         scores[str(name)] = benchmark(subject)
         before = json.loads(file.read_text()) if file.is_file() else {}
-        finite = {key: value if math.isfinite(value) else None for key, value in scores[str(name)].items()}
+        finite = {key: _finite(value) for key, value in scores[str(name)].items()}
         write_json(file, {**before, str(name): {"model": subject.name, **finite}})  # at once: the next may fail
     print(table(scores))
     print(f"written to {file}")
     return scores
+
+
+def _finite(score: float | str) -> float | str | None:
+    """The score as json has it: words as they are, no NaN and no infinity."""
+    return score if isinstance(score, str) or math.isfinite(score) else None
 
 
 def _subject(config: DictConfig, folder: Path) -> Subject:
