@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 
 from hialign.data import words
 from hialign.data.lexicon import (
     Form,
+    Mention,
     Reading,
     Sentence,
     article,
@@ -57,7 +58,8 @@ _MANY = frozenset(
 class Option:
     """One way to make a caption wrong: the characters from ``start`` to ``end`` become ``new``.
 
-    ``families`` is what the new phrase names; ``weight`` is to other options of the kind at the same place.
+    ``families`` is what the new phrase names; ``weight`` is to other options of the kind at the same place. ``weak`` is
+    what no caption speaks against, though one would have said it if it were so: that a hiker is a soldier.
     """
 
     kind: str
@@ -66,6 +68,7 @@ class Option:
     new: str
     families: frozenset[str]
     weight: float = 1.0
+    weak: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,30 +174,39 @@ def objects(scene: Scene, statistics: Statistics) -> Iterator[Option]:
     context = set(_things(scene.sentence))
     for mention in scene.sentence.mentions:
         for reading in mention.readings:
-            if reading.kind != "object" or not reading.replaceable:
-                continue
-            first = _phrase(scene.sentence, mention.first, reading)
-            if first is None or not _noun_ends(scene.sentence, mention.last) or not _governed(scene, first, reading):
-                continue
-            if reading.slot in ("adult", "child", "minor") and not _free_gender(scene, reading):
-                continue
-            if reading.slot == "minor" and scene.sentence.word(mention.first - 1) in ("small", "little", "tiny"):
+            if reading.kind != "object" or not _exchangeable(scene, mention, reading):
                 continue
             slot = words.OFFERED_BY.get(reading.slot, reading.slot)
-            for family, offered in lexicon().families.get(slot, {}).items():
-                if family in scene.closed:
-                    continue
-                for other in offered:
-                    if _number(other, reading) is not None:
-                        new = _number(other, reading) or ""
-                        chance = statistics.chance(_thing(other), context - {_thing(reading)})
-                        yield _replace(scene, "object", mention.first, mention.last, new, {family}, math.exp(chance))
+            for other in _open(scene, slot):
+                new = _number(other, reading)
+                if new is not None:
+                    chance = statistics.chance(_thing(other), context - {_thing(reading)})
+                    option = _replace(scene, "object", mention, new, {other.family})
+                    yield replace(option, weight=math.exp(chance), weak=reading.slot == "person")
+
+
+def _open(scene: Scene, slot: str) -> Iterator[Reading]:
+    """What a slot offers, without the families that the captions name or let one expect."""
+    for family, offered in lexicon().families.get(slot, {}).items():
+        if family not in scene.closed:
+            yield from offered
+
+
+def _exchangeable(scene: Scene, mention: Mention, reading: Reading) -> bool:
+    """Whether the words around a noun suit other nouns of its slot as well."""
+    if not reading.replaceable or not _noun_ends(scene.sentence, mention.last):
+        return False
+    first = _phrase(scene.sentence, mention.first, reading)
+    if first is None or not _governed(scene, first, reading):
+        return False
+    if reading.slot == "minor" and scene.sentence.word(mention.first - 1) in ("small", "little", "tiny"):
+        return False  # no small man
+    return reading.slot not in ("adult", "child", "minor") or _free_gender(scene, reading)
 
 
 def _number(other: Reading, like: Reading) -> str | None:
     """The offered noun in the number of the one it replaces; None when it has no such form."""
-    countable = other.form in ("one", "many")
-    if countable and like.form in ("one", "many"):
+    if other.form == "one" and like.form in ("one", "many"):
         return other.name if like.form == "one" else plural(other.name)
     return other.name if other.form == like.form else None
 
@@ -204,7 +216,7 @@ def _phrase(sentence: Sentence, noun: int, reading: Reading) -> int | None:
     place, determined = noun, False
     while place > 0:
         word = sentence.word(place - 1)
-        if word in _DETERMINERS:
+        if word in _DETERMINERS - {"another", "other"}:  # these ask for one more of the same
             place, determined = place - 1, True
         elif not determined and (word in _general_modifiers() or _and_between_colours(sentence, place - 1)):
             place -= 1
@@ -250,9 +262,9 @@ def _governed(scene: Scene, first: int, reading: Reading) -> bool:
 
 
 def _free_gender(scene: Scene, reading: Reading) -> bool:
-    """Whether nothing in the caption agrees with the gender, and no caption may speak of several people."""
+    """Whether no other word of the caption depends on who this is, and no caption may speak of several people."""
     said = {token.text for token in scene.sentence.tokens}
-    if said & {*_PRONOUNS, *listed(words.GENDERED)}:
+    if said & {*_PRONOUNS, *listed(words.GENDERED), "another", "other"}:
         return False
     wider = {r for s in scene.others for m in s.mentions for r in m.readings if r.kind == "wider"}
     several = any(r.slot == reading.slot and (r.form == "many" or r.name in _MANY) for r in wider)
@@ -264,11 +276,11 @@ def attributes(scene: Scene) -> Iterator[Option]:
     for mention in scene.sentence.mentions:
         for reading in mention.readings:
             if reading.kind == "colour":
-                yield from _colours(scene, mention.first)
+                yield from _colours(scene, mention)
             elif reading.kind == "attribute" and _fits_before(scene.sentence, mention.last, reading):
                 for family, (other,) in lexicon().families[f"attribute {reading.slot}"].items():
                     if family != reading.family and not families_of(other.name) & scene.named:
-                        yield _replace(scene, "attribute", mention.first, mention.last, other.name, {family})
+                        yield _replace(scene, "attribute", mention, other.name, {family})
 
 
 def _fits_before(sentence: Sentence, place: int, reading: Reading) -> bool:
@@ -288,26 +300,23 @@ def _modifier(sentence: Sentence, place: int) -> bool:
     return any(sentence.readings(place, "colour")) or any(sentence.readings(place, "attribute"))
 
 
-def _colours(scene: Scene, place: int) -> Iterator[Option]:
-    sentence = scene.sentence
-    hidden = set(listed(words.COLOUR_HIDING))
-    if sentence.word(place - 1) in hidden or sentence.word(place + 1) in ("-", "juice", "haired", "light", "lights"):
+def _colours(scene: Scene, mention: Mention) -> Iterator[Option]:
+    """Other colours; only those of fur for an animal, none for people and places, whose colour says something else."""
+    sentence, place = scene.sentence, mention.first
+    if sentence.word(place - 1) in listed(words.COLOUR_HIDING):
+        return
+    if sentence.word(place + 1) in ("-", "juice", "haired", "light", "lights"):
         return
     between = ("and", "colored", "coloured")
-    head = next(
-        (p for p in range(place + 1, place + 6) if not _modifier(sentence, p) and sentence.word(p) not in between), 0
-    )
-    nouns = {r.slot for r in sentence.readings(head, "object")} | {r.slot for r in sentence.readings(head, "wider")}
-    place_noun = any(sentence.readings(head, "place")) and not nouns
-    if nouns & {"adult", "child"} or place_noun:
+    ahead = range(place + 1, place + 6)
+    head = next((p for p in ahead if not _modifier(sentence, p) and sentence.word(p) not in between), place)
+    nouns = {r.slot for kind in ("object", "wider") for r in sentence.readings(head, kind)}
+    if nouns & {"adult", "child"} or (not nouns and any(sentence.readings(head, "place"))):
         return
     animal = "animal" in nouns or sentence.word(head) in ("hair", "fur", "haired")
-    for family, offered in lexicon().families["colour"].items():
-        if family in scene.closed:
-            continue
-        for other in offered:
-            if not animal or other.name in words.FUR:
-                yield _replace(scene, "attribute", place, place + 1, other.name, {family})
+    for other in _open(scene, "colour"):
+        if not animal or other.name in words.FUR:
+            yield _replace(scene, "attribute", mention, other.name, {other.family})
 
 
 def actions(scene: Scene) -> Iterator[Option]:
@@ -317,14 +326,11 @@ def actions(scene: Scene) -> Iterator[Option]:
             if reading.kind != "action" or not _is_verb(scene.sentence, mention.first, reading.form):
                 continue
             follows = _follows(scene.sentence, mention.last)
-            for frame, old, new in words.ACTIONS:
-                if not follows & set(frame.split()) or reading.name not in listed(old):
-                    continue
-                for verb in listed(new):
-                    families = {r.family for r in lexicon().forms[verb] if r.kind == "action"}
-                    if not families & scene.closed:
-                        written = conjugated(verb, reading.form)
-                        yield _replace(scene, "action", mention.first, mention.last, written, families)
+            fitting = [row for row in words.ACTIONS if follows & set(row[0].split()) and reading.name in listed(row[1])]
+            for verb in dict.fromkeys(verb for row in fitting for verb in listed(row[2])):
+                families = {r.family for r in lexicon().forms[verb] if r.kind == "action"}
+                if not families & scene.closed:
+                    yield _replace(scene, "action", mention, conjugated(verb, reading.form), families)
 
 
 def _is_verb(sentence: Sentence, place: int, form: Form) -> bool:
@@ -349,7 +355,8 @@ def _follows(sentence: Sentence, place: int) -> set[str]:
         return {"static"}
     if phrases & set(listed(words.STATIC)):
         rest = {sentence.word(p) for p in range(place + 1, place + 4)}
-        return set() if rest & {"air", "midair", "mid", "race", "circle", "circles"} else {"static"}
+        bound = {"air", "midair", "mid", "race", "circle", "circles", "head", "hands", "legs", "feet", "toes", "knees"}
+        return set() if rest & bound else {"static"}
     if word in ("over", "at", "to", "with"):
         return {word}
     if word in listed(words.PATH):
@@ -372,9 +379,8 @@ def _object_slots(sentence: Sentence, place: int) -> set[str]:
 def places(scene: Scene) -> Iterator[Option]:
     """A place becomes another one that its preposition goes with."""
     sentence = scene.sentence
-    if any(r.name in listed(words.BOUND) for m in sentence.mentions for r in m.readings if r.kind == "action"):
-        return
-    if {"object:boat"} & scene.named:
+    done = {r.name for m in sentence.mentions for r in m.readings if r.kind == "action"}
+    if done & set(listed(words.BOUND)) or "object:boat" in scene.named:
         return
     for mention in sentence.mentions:
         for reading in mention.readings:
@@ -384,22 +390,13 @@ def places(scene: Scene) -> Iterator[Option]:
             while first > 0 and (_modifier(sentence, first - 1) or any(sentence.readings(first - 1, "place"))):
                 first -= 1
             determiner = sentence.word(first - 1) if sentence.word(first - 1) in ("a", "an", "the") else ""
-            governor = _governor(sentence, first - bool(determiner))
-            if (reading.form == "one") != bool(determiner) and reading.form in ("one",):
+            if reading.form == "one" and not determiner:
                 continue
-            for other in _places_after(scene, governor):
-                if other.form == "mass" and determiner in ("a", "an"):
-                    continue
-                if other.form == "one" and not determiner:
-                    continue
-                yield _replace(scene, "place", first, mention.last, other.name, {other.family})
-
-
-def _places_after(scene: Scene, governor: set[str]) -> Iterator[Reading]:
-    for family, offered in lexicon().families["place"].items():
-        if family in scene.closed:
-            continue
-        yield from (o for o in offered if governor & set(listed(words.PLACE_AFTER.get(o.name, ""))))
+            governor = _governor(sentence, first - bool(determiner))
+            for other in _open(scene, "place"):
+                fits = determiner if other.form == "one" else determiner not in ("a", "an")
+                if fits and governor & set(listed(words.PLACE_AFTER.get(other.name, ""))):
+                    yield _replace(scene, "place", Mention(first, mention.last, ()), other.name, {other.family})
 
 
 def counts(scene: Scene) -> Iterator[Option]:
@@ -408,14 +405,13 @@ def counts(scene: Scene) -> Iterator[Option]:
     for place, token in enumerate(scene.sentence.tokens):
         if token.text not in NUMBERS or not _counts_nouns(scene.sentence, place + 1):
             continue
-        if said & (_MANY - {"pair", "couple"} if token.text == "two" else _MANY) and not _counts_all(
-            scene.sentence, place
-        ):
+        several = _MANY - {"pair", "couple"} if token.text == "two" else _MANY
+        if said & several and not _counts_all(scene.sentence, place):
             continue
         value = NUMBERS.index(token.text)
         for other in NUMBERS[value + 2 : value + 5]:
             if other not in said:
-                yield _replace(scene, "count", place, place + 1, other, {f"count:{other}"})
+                yield _replace(scene, "count", Mention(place, place + 1, ()), other, {f"count:{other}"})
 
 
 def _counts_all(sentence: Sentence, place: int) -> bool:
@@ -433,36 +429,36 @@ def _counts_nouns(sentence: Sentence, place: int) -> bool:
 
 def relations(scene: Scene) -> Iterator[Option]:
     """A preposition becomes its opposite."""
-    said = {
-        " ".join(t.text for t in s.tokens[i : i + n])
-        for s in scene.others
-        for i in range(len(s.tokens))
-        for n in (1, 2, 3)
-    }
+    texts = [" ".join(token.text for token in sentence.tokens) for sentence in scene.others]
     for place in range(len(scene.sentence.tokens)):
         for old, new, verbs, nouns in words.RELATIONS:
-            length = len(old.split())
-            phrase = " ".join(scene.sentence.word(p) for p in range(place, place + length))
-            if phrase != old or said & set(listed(words.SAME_RELATION.get(new, new))):
+            end = place + len(old.split())
+            if " ".join(map(scene.sentence.word, range(place, end))) != old or not _related(
+                scene, place, end, verbs, nouns
+            ):
                 continue
-            if scene.sentence.word(place + length) not in ("a", "an", "the", "his", "her", "its", "their", "another"):
-                continue
-            if verbs and not _governor(scene.sentence, place) & set(listed(verbs)):
-                continue
-            following = {scene.sentence.word(p) for p in range(place + length + 1, place + length + 4)}
-            if nouns and not following & set(listed(nouns)):
-                continue
-            yield _replace(scene, "relation", place, place + length, new, {f"relation:{new}"})
+            if not any(f" {same} " in f" {text} " for same in listed(words.SAME_RELATION[new]) for text in texts):
+                yield _replace(scene, "relation", Mention(place, end, ()), new, {f"relation:{new}"})
 
 
-def _replace(
-    scene: Scene, kind: str, first: int, last: int, new: str, families: set[str], weight: float = 1.0
-) -> Option:
+def _related(scene: Scene, place: int, end: int, verbs: str, nouns: str) -> bool:
+    """Whether a noun phrase follows a preposition, with one of ``nouns``, and one of ``verbs`` stands before it."""
+    if scene.sentence.word(end) not in ("a", "an", "the", "his", "her", "its", "their", "another"):
+        return False
+    if verbs and not _governor(scene.sentence, place) & set(listed(verbs)):
+        return False
+    following = set(map(scene.sentence.word, range(end + 1, end + 4)))
+    if following & {"air", "sky"}:
+        return False
+    return not nouns or bool(following & set(listed(nouns)))
+
+
+def _replace(scene: Scene, kind: str, old: Mention, new: str, families: set[str]) -> Option:
     """The option that puts ``new`` in the place of tokens, with the article before them where that must change."""
-    tokens, text = scene.sentence.tokens, scene.sentence.text
-    start, end = tokens[first].start, tokens[last - 1].end
+    tokens, text, first = scene.sentence.tokens, scene.sentence.text, old.first
+    start, end = tokens[first].start, tokens[old.last - 1].end
     if first > 0 and tokens[first - 1].text in ("a", "an") and article(new) != tokens[first - 1].text:
         start, new = tokens[first - 1].start, f"{article(new)} {new}"
     if text[start].isupper():
         new = new[0].upper() + new[1:]
-    return Option(kind, start, end, new, frozenset(families), weight)
+    return Option(kind, start, end, new, frozenset(families))

@@ -92,23 +92,24 @@ class ByWords:
         while len(chosen) < self.changes:
             families = {family for option in chosen for family in option.families}
             found = options(scene(sentence, captions, families), statistics)
-            free = {
-                kind: [o for o in given if all(o.end < c.start or c.end < o.start for c in chosen)]
+            free = [
+                option
                 for kind, given in found.items()
-                if kind in self.kinds
-            }
-            room = sorted(kind for kind, given in free.items() if given)
-            if not room:
+                for option in given
+                if kind in self.kinds and all(option.end < c.start or c.end < option.start for c in chosen)
+            ]
+            free = [option for option in free if not option.weak] or free
+            if not free:
                 break
-            given = free[rng.choice(room)]
-            chosen.append(_draw(given, rng))
+            chosen.append(_draw(free, rng))
         return sorted(chosen, key=lambda option: option.start)
 
 
 def _draw(given: list[Option], rng: random.Random) -> Option:
-    """A place in the caption, each as likely, and one of its options by weight."""
-    start, end = rng.choice(sorted({(option.start, option.end) for option in given}))
-    here = [option for option in given if (option.start, option.end) == (start, end)]
+    """A kind and a place in the caption, each as likely, and one of the options there by weight."""
+    kind = rng.choice(sorted({option.kind for option in given}))
+    start, end = rng.choice(sorted({(option.start, option.end) for option in given if option.kind == kind}))
+    here = [option for option in given if (option.kind, option.start, option.end) == (kind, start, end)]
     return rng.choices(here, [option.weight for option in here])[0]
 
 

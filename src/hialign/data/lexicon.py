@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Literal
@@ -11,6 +11,8 @@ from typing import Literal
 from hialign.data import words
 
 Form = Literal["one", "many", "mass", "pair", "base", "s", "ing", "past", "plain"]
+Kind = Literal["object", "colour", "attribute", "action", "place", "wider"]
+_Forms = Callable[[str], Iterator[tuple[Form, str]]]
 TOKEN = re.compile(r"[A-Za-z]+(?:['-][A-Za-z]+)*|\d+|[^\sA-Za-z0-9]")
 LONGEST = 3  # tokens of one entry
 
@@ -28,7 +30,7 @@ class Token:
 class Reading:
     """One thing that a word can mean: ``name`` is its entry, ``family`` the first entry of its line."""
 
-    kind: Literal["object", "colour", "attribute", "action", "place", "wider"]
+    kind: Kind
     slot: str
     family: str
     name: str
@@ -67,7 +69,7 @@ class Sentence:
 
 @dataclass
 class Lexicon:
-    """``forms``: what each written form means. ``families``: slot -> family -> readings of what it offers.
+    """``forms``: what each written form means. ``families``: slot -> family -> what it offers, in its basic form.
 
     ``along``: family -> families that one cannot rule out where it is named.
     """
@@ -180,24 +182,30 @@ def _lines(text: str) -> Iterator[tuple[tuple[str, ...], ...]]:
             yield listed(offered.replace("/", ",")), listed(replaceable), listed(recognised)
 
 
-def _add_families(made: Lexicon, kind: str, slot: str, text: str, forms: object) -> None:
+def _add_families(made: Lexicon, kind: Kind, slot: str, text: str, forms: _Forms) -> None:
     for offered, replaceable, recognised in _lines(text):
         entries = [*offered, *replaceable, *recognised]
         family = f"{kind}:{entries[0].lstrip('~*')}"
         for number, entry in enumerate(entries):
-            for form, written in forms(entry):  # type: ignore[operator]
-                reading = Reading(
-                    kind,  # type: ignore[arg-type]
-                    slot,
-                    family,
-                    entry.lstrip("~*"),
-                    form,
-                    offered=number < len(offered),
-                    replaceable=number < len(offered) + len(replaceable),
+            readings = [
+                (
+                    written,
+                    Reading(
+                        kind,
+                        slot,
+                        family,
+                        entry.lstrip("~*"),
+                        form,
+                        offered=number < len(offered),
+                        replaceable=number < len(offered) + len(replaceable),
+                    ),
                 )
+                for form, written in forms(entry)
+            ]
+            for written, reading in readings:
                 _add(made, written, reading)
-                if reading.offered:
-                    made.families.setdefault(slot, {}).setdefault(family, []).append(reading)
+            if number < len(offered):
+                made.families.setdefault(slot, {}).setdefault(family, []).append(readings[0][1])
 
 
 def _add(made: Lexicon, written: str, reading: Reading) -> None:

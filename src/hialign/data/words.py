@@ -257,7 +257,7 @@ ALONG: dict[str, tuple[str, ...]] = {
 # What must stand before a noun phrase of a slot for its noun to be replaced: prepositions, and verbs in any form. Any
 # other word there asks for this noun and no other ("swings on a rope"). Slots without an entry take any.
 GOVERNORS: dict[str, str] = {
-    "portable": "with, after, hold, carry, catch, fetch, retrieve, throw, toss, chase, grab, drop, have, has, of",
+    "portable": "with, after, hold, carry, catch, fetch, retrieve, throw, toss, chase, grab, drop, have, has",
     "ridden": "ride, on, with, push, beside, next to, near, by, behind, in front of, has, have",
     "vehicle": (
         "near, by, beside, next to, behind, in front of, past, drive, with, wash, inside, at, towards, toward, in"
@@ -294,10 +294,10 @@ FUR = ("black", "white", "brown", "gray")
 # Opposites and alternatives: each group is a family of its own words, and a word is replaced by one of another part.
 # ``parts | of | a group``; the first word of a part is offered.
 ATTRIBUTES: tuple[str, ...] = (
-    "small, little, tiny, mini, miniature, smaller | large, big, huge, giant, enormous, massive, larger, great",
+    "small, little, tiny, mini, miniature, smaller | large, big, huge, giant, enormous, massive, larger",
     "tall, high, towering | short, low",
     "long | short",
-    "elderly, old, older, aged, senior | young, younger, youthful, teenage, teenaged, little, small",
+    "elderly, old, older, aged, senior | young, younger, youthful, teenage, teenaged",
     "wet, soaked, damp, soggy | dry",
     "wooden, wood | metal, steel, iron | stone, brick, concrete, cement, rock, marble | plastic, inflatable | glass",
     "leather | denim | fur, furry | plastic",
@@ -305,7 +305,7 @@ ATTRIBUTES: tuple[str, ...] = (
     "open | closed, shut",
     "clean, shiny, new | dirty, muddy, rusty, dusty",
     "deep | shallow",
-    "sunny, bright, hot | rainy, stormy, foggy, cloudy, overcast, gray, grey",
+    "sunny | rainy, stormy, foggy, cloudy, overcast",
     "striped, stripe, stripy | checkered, plaid, checked | polka-dotted, polka dot, spotted, dotted",
     "happy, smiling, cheerful, laughing | sad, unhappy, crying | angry, upset, mad",
     "indoor, indoors, inside | outdoor, outside, outdoors",
@@ -318,7 +318,7 @@ ATTRIBUTES: tuple[str, ...] = (
     "paved, asphalt | dirt, gravel, unpaved, cobblestone",
     "male | female",
     "frozen, icy | warm",
-    "snowy, snow-covered, icy | sandy | grassy, green | muddy | rocky | flooded, wet",
+    "snowy, snow-covered, icy | sandy | grassy | muddy | rocky | flooded, wet",
 )
 # Attribute -> the words that it may stand before; without an entry, before any noun. ``!`` turns it round.
 BEFORE: dict[str, str] = {
@@ -450,7 +450,7 @@ ACTIONS: tuple[tuple[str, str, str], ...] = (
         "run, walk, race, sprint, jog, dash, gallop, trot, march, stroll, hike, wander, bound",
         "run, walk, crawl",
     ),
-    ("path", "ski, snowboard, sled, skate, skateboard, slide, ride, bike, pedal, cycle, drive", "walk, run, crawl"),
+    ("path", "ski, snowboard, sled, skate, skateboard, slide, ride, bike, pedal, cycle, drive", "walk, run"),
     ("path", "swim, wade, paddle, splash, climb, crawl", "run, walk"),
     ("over", "jump, leap, hop, bound", "walk, climb, crawl"),
     ("over", "run, walk, climb", "jump, crawl"),
@@ -470,7 +470,7 @@ ACTIONS: tuple[tuple[str, str, str], ...] = (
     ("with", "talk, chat, walk, play, wrestle, run, dance", "fight, sleep, sit, argue"),
     ("portable", "hold, carry, grip, grab", "drop, throw, wash, hide"),
     ("portable", "catch, fetch, retrieve, chase", "drop, ignore, bury"),
-    ("portable", "throw, toss, kick, hit, drop", "catch, carry, hide"),
+    ("portable", "throw, toss, drop", "catch, carry, hide"),
     ("portable", "read", "tear, fold, burn"),
     ("garment garments", "wear", "hold, carry, wash, fold"),
     ("animal adult child", "hold, carry, hug, pet, kiss, lick", "push, chase, ignore"),
