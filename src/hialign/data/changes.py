@@ -115,7 +115,7 @@ class Statistics:
         terms = [
             math.log((self.together[min(thing, x), max(thing, x)] + k * prior) / (self.alone[x] + k)) for x in given
         ]
-        return sum(terms) / len(terms) if terms else math.log(prior)
+        return math.fsum(terms) / len(terms) if terms else math.log(prior)  # whatever the order of a set
 
 
 def _things(sentence: Sentence) -> Iterator[str]:

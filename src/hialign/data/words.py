@@ -167,7 +167,7 @@ WIDER: dict[str, str] = {
         "adult, person, human, someone, somebody, individual, worker, hiker, climber, biker, bicyclist, cyclist, "
         "skier, snowboarder, skateboarder, surfer, player, rider, runner, swimmer, diver, dancer, performer, "
         "musician, artist, athlete, teenager, teen, student, teacher, motorcyclist, racer, driver, skater, "
-        "kayaker, guitarist, singer, firefighter, soldier, officer, pedestrian, spectator, onlooker, shopper, "
+        "kayaker, guitarist, singer, pedestrian, spectator, onlooker, shopper, "
         "backpacker, couple, family, team, group, crowd, band, friend, parent, passenger, audience, bunch, "
         "tourist, pair, trio"
     ),
@@ -203,7 +203,13 @@ ALONG: dict[str, tuple[str, ...]] = {
         "boat, water, sand",
         "train, street, train station",
         "car, street",
-        "ball, soccer, basketball, baseball, volleyball, tennis, golf, hockey, stadium",
+        "ball, soccer, stadium",
+        "ball, basketball, stadium",
+        "ball, baseball, stadium",
+        "ball, volleyball, stadium",
+        "ball, tennis, stadium",
+        "ball, golf, stadium",
+        "ball, hockey, stadium",
         "gloves, hockey, snow",
         "boots, snow",
         "flag, umbrella, kite",
@@ -456,7 +462,8 @@ ACTIONS: tuple[tuple[str, str, str], ...] = (
     ("over", "run, walk, climb", "jump, crawl"),
     ("static", "run, race, jog, sprint, bound, leap, jump, trot", "sit, lie, sleep, kneel, crawl"),
     ("static", "walk, stroll, hike, wade, swim, march", "sit, lie, sleep, dance, kneel"),
-    ("static", "sit, rest, lie, lay, sleep, nap, relax", "stand, dance, walk, run, kneel"),
+    ("static", "sit, rest, relax", "stand, dance, kneel"),
+    ("static", "lie, lay, sleep, nap", "stand, dance, walk, run, kneel"),
     ("static", "stand, pose, wait", "sit, lie, sleep, dance, run, kneel"),
     ("static", "kneel, crouch, squat", "stand, dance, lie, sleep, run"),
     ("static", "play, frolic, romp", "sleep, eat, fight, sit"),
@@ -551,7 +558,7 @@ PLACE_AFTER: dict[str, str] = {
 # Whoever does these things, or sits in these, is bound to the place.
 BOUND = (
     "swim, wade, splash, paddle, dive, surf, wakeboard, waterski, float, sail, row, kayak, canoe, raft, fish, "
-    "ski, snowboard, sled, snowmobile, boat, snorkel, tube, windsurf, parasail, snowshoe, sunbathe"
+    "ski, snowboard, sled, snowmobile, boat, snorkel, tube, windsurf, parasail, sunbathe, climb, rappel"
 )
 
 # (preposition, its opposite, verbs that must stand before it, nouns that must follow it); empty: any.

@@ -17,8 +17,8 @@ def main() -> None:
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(lines)
             return
-        given = " ".join(sys.argv[1:2]) or "nothing"
-        raise ValueError(f"data: got {given!r}, wanted one of:\n{lines}")
+        given = repr(sys.argv[1]) if len(sys.argv) > 1 else "nothing"
+        raise ValueError(f"data: got {given}, wanted one of:\n{lines}")
     sys.argv.remove(name)
     sys.argv[0] += f" {name}"
     TABLE[name][0]()

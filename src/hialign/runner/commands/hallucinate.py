@@ -44,8 +44,7 @@ def _composed(config: DictConfig) -> None:
 
 def run(config: DictConfig) -> dict[str, Any]:
     """Writes the captions as our jsonl, as HACL's and as HALVA's json; returns the summary, which it prints."""
-    if OmegaConf.is_missing(config, "out"):
-        raise ValueError("out: not given; wanted a new folder, as in out=hallucinated")
+    _refuse_missing(config)
     if config.sample < 0:
         raise ValueError(f"sample: got {config.sample}, wanted 0 or more")
     out = Path(config.out)
@@ -57,16 +56,7 @@ def run(config: DictConfig) -> dict[str, Any]:
     total = sum(len(record.captions) for record in dataset.records)
     with tqdm(writer(dataset.records, seed=config.seed), "captions", total, unit="caption") as results:
         made, left = _parted(results)
-    names = _image_names(made, config, out)
-    _write_lines(out / "hallucinated.jsonl", [layouts.everything(m, names[m.record.id]) for m in made])
-    _write_lines(
-        out / "left.jsonl", [{"id": x.record.id, "number": x.number, "caption": x.caption, "why": x.why} for x in left]
-    )
-    write_json(
-        out / "hacl.json",
-        [layouts.hacl(m, names[m.record.id], question=config.question, dataset=dataset.name) for m in made],
-    )
-    write_json(out / "halva.json", [layouts.halva(m, names[m.record.id], question=config.question) for m in made])
+    _write(made, left, config, dataset, out)
     summary = _summary(config, dataset, made, left)
     write_json(out / DONE, summary)
     _show(made, config.sample, config.seed)
@@ -74,12 +64,35 @@ def run(config: DictConfig) -> dict[str, Any]:
     return summary
 
 
-def _captioned(config: DictConfig) -> Dataset[CaptionedImage]:
-    """The data set of the chosen role; a ValueError when its captions cannot be changed."""
+def _write(
+    made: Sequence[Hallucinated], left: Sequence[Left], config: DictConfig, dataset: Dataset[CaptionedImage], out: Path
+) -> None:
+    names = _image_names(made, config, out)
+    ours = [layouts.everything(m, names[m.record.id]) for m in made]
+    hacl = [layouts.hacl(m, names[m.record.id], question=config.question, dataset=dataset.name) for m in made]
+    halva = [layouts.halva(m, names[m.record.id], question=config.question) for m in made]
+    without = [{"id": x.record.id, "number": x.number, "caption": x.caption, "why": x.why} for x in left]
+    _write_lines(out / "hallucinated.jsonl", ours)
+    _write_lines(out / "left.jsonl", without)
+    write_json(out / "hacl.json", hacl)
+    write_json(out / "halva.json", halva)
+
+
+def _refuse_missing(config: DictConfig) -> None:
+    """A ValueError for the first key that has to be given and is not."""
+    if OmegaConf.is_missing(config, "out"):
+        raise ValueError("out: not given; wanted a new folder, as in out=hallucinated")
     if OmegaConf.is_missing(config, "data"):
         raise ValueError("data: not chosen; wanted data=NAME data.root=FOLDER, `hialign configs data` lists them")
-    if "root" in config.data and OmegaConf.is_missing(config.data, "root"):
-        raise ValueError("data.root: not given; wanted the folder of the data, as in data.root=FOLDER")
+    missing = [f"writer.{key}" for key in sorted(OmegaConf.missing_keys(config.writer))]
+    if OmegaConf.is_missing(config.data, "root"):
+        missing.insert(0, "data.root")
+    if missing:
+        raise ValueError(f"{missing[0]}: not given; set {missing[0]}=...")
+
+
+def _captioned(config: DictConfig) -> Dataset[CaptionedImage]:
+    """The data set of the chosen role; a ValueError when its captions cannot be changed."""
     if config.role not in config.data or OmegaConf.is_missing(config.data, config.role):
         raise ValueError(f"role={config.role}: the data have no such role; wanted one with captions, such as pairs")
     dataset = build(config.data[config.role], f"data.{config.role}", config.allow)
