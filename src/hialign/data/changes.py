@@ -201,7 +201,15 @@ def _exchangeable(scene: Scene, mention: Mention, reading: Reading) -> bool:
         return False
     if reading.slot == "minor" and scene.sentence.word(mention.first - 1) in ("small", "little", "tiny"):
         return False  # no small man
+    if reading.slot == "vehicle" and _bound(scene):
+        return False
     return reading.slot not in ("adult", "child", "minor") or _free_gender(scene, reading)
+
+
+def _bound(scene: Scene) -> bool:
+    """Whether the caption tells of something that is done on water, on snow or on a rock, and nowhere else."""
+    bound = set(listed(words.BOUND))
+    return any(r.kind == "action" and r.name in bound for m in scene.sentence.mentions for r in m.readings)
 
 
 def _number(other: Reading, like: Reading) -> str | None:
@@ -370,7 +378,7 @@ def _object_slots(sentence: Sentence, place: int) -> set[str]:
         nouns = {r.slot for r in sentence.readings(p, "object")}
         nouns |= {r.family.partition(":")[2] for r in sentence.readings(p, "place")}
         if nouns:
-            return nouns
+            return nouns if sentence.word(p + 1) != "'" else set()  # of "a horse 's lead" it is the lead
         if sentence.word(p) not in _DETERMINERS and not _modifier(sentence, p) and sentence.word(p) != "and":
             return set()
     return set()
@@ -379,8 +387,7 @@ def _object_slots(sentence: Sentence, place: int) -> set[str]:
 def places(scene: Scene) -> Iterator[Option]:
     """A place becomes another one that its preposition goes with."""
     sentence = scene.sentence
-    done = {r.name for m in sentence.mentions for r in m.readings if r.kind == "action"}
-    if done & set(listed(words.BOUND)) or "object:boat" in scene.named:
+    if _bound(scene) or "object:boat" in scene.named:
         return
     for mention in sentence.mentions:
         for reading in mention.readings:
