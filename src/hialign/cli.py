@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate": ("hialign.runner.commands.evaluate:main", "answer a benchmark with a run's model and score it"),
     "ask": ("hialign.runner.commands.ask:main", "ask a model one question about one image"),
     "export": ("hialign.runner.commands.export:main", "write a run's model for plain transformers or PEFT"),
+    "data": ("hialign.runner.commands.data:main", "make data of data: hallucinated captions for HACL and HALVA"),
     "demo": ("hialign.runner.commands.demo:main", "show the whole thing on a laptop in minutes, no downloads"),
     "configs": ("hialign.runner.commands.configs:main", "list what can be chosen: experiments, models, data, ..."),
 }
@@ -34,6 +35,7 @@ EXAMPLES = """\
   hialign evaluate run=runs/hierarchical/NAME
   hialign ask run=runs/hierarchical/NAME image.jpg "What is on the table?"
   hialign export run=runs/hierarchical/NAME out=FOLDER
+  hialign data hallucinate data=flickr8k data.root=FOLDER out=FOLDER sample=20
   hialign configs                                what there is to choose from"""
 
 # Hydra's flags. argparse takes any unambiguous prefix of them, so that `--experiment x` would be read as

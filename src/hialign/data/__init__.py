@@ -3,6 +3,7 @@
 from hialign.data.captions import coco_captions, flickr8k
 from hialign.data.collate import LanguageCollator, PairCollator
 from hialign.data.drawn import draw_captioned
+from hialign.data.hallucinate import ByModel, ByWords, Hallucinated, Left
 from hialign.data.hub import hub_caption_stream, hub_captions
 from hialign.data.llava import llava_captions, llava_conversations
 from hialign.data.loader import Loader
@@ -21,6 +22,7 @@ from hialign.data.records import (
     mix,
     split,
 )
+from hialign.data.replies import Endpoint, LocalModel
 from hialign.data.throughput import Throughput, measure
 from hialign.data.vqa import vqa_v2
 from hialign.data.workers import WorkerDied
@@ -28,12 +30,18 @@ from hialign.data.workers import WorkerDied
 __all__ = [
     "AnyData",
     "BadRecord",
+    "ByModel",
+    "ByWords",
     "CaptionedImage",
     "Conversation",
     "Dataset",
     "EncodedImage",
+    "Endpoint",
+    "Hallucinated",
     "LanguageCollator",
+    "Left",
     "Loader",
+    "LocalModel",
     "Mixture",
     "PairCollator",
     "Skipped",

@@ -118,11 +118,26 @@ class EvaluateConfig:
     allow: list[str] = field(default_factory=list)
 
 
+@dataclass
+class HallucinateConfig:
+    """Captions that are wrong in one phrase."""
+
+    data: Node = MISSING
+    writer: Node = MISSING
+    role: str = "pairs"
+    out: str = MISSING
+    seed: int = 0
+    sample: int = 0
+    question: str = "Describe the image."
+    allow: list[str] = field(default_factory=list)
+
+
 def register() -> None:
     """Makes the schemas known to Hydra; the configs name them first in their defaults."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="hallucinate_schema", node=HallucinateConfig)
 
 
 def validate(config: DictConfig, *, experiment: str | None, suite: str) -> None:
