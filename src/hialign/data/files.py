@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from hialign.data.records import BadRecord, Skipped
+from hialign.data.records import BadRecord, Pictured, Skipped, image_path
+
+P = TypeVar("P", bound=Pictured)
 
 
 @dataclass
@@ -61,6 +64,36 @@ def parse_json(text: str, file: str) -> Any:
         ) from error
 
 
+def json_entries(text: str, file: str, problems: Problems, wanted: str) -> Iterator[tuple[str, Any]]:
+    """(place, entry) of everything in a json list or a jsonl, by the file's name; of that, every line is read alone.
+
+    A BadRecord that says what was ``wanted`` when a json holds no list.
+    """
+    if Path(file).suffix != ".jsonl":
+        content = parse_json(text, file)
+        if not isinstance(content, list):
+            raise BadRecord(file, "top level", f"a {type(content).__name__} instead of a list", f"wanted {wanted}")
+        yield from ((f"record {number}", entry) for number, entry in enumerate(content))
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            if line.strip():
+                yield f"line {number}", json.loads(line)
+        except json.JSONDecodeError as error:
+            problems.add(f"line {number}", f"not json ({error.msg} at column {error.colno})", "get the file again")
+
+
+def named(entry: Any, place: str, field: str = "id") -> str:
+    """What an error calls the entry: what its ``field`` says, and its place."""
+    return f"{entry[field]} ({place})" if isinstance(entry, dict) and field in entry else place
+
+
+def numbered(name: str, seen: Counter[str]) -> str:
+    """The name or, when it was ``seen`` before, the name with #2, #3, ..., so that each record has an id of its own."""
+    seen[name] += 1
+    return f"{name}#{seen[name]}" if seen[name] > 1 else name
+
+
 def lacking(entry: Any, wanted: dict[str, type | tuple[type, ...]]) -> str:
     """What keeps ``entry`` from being an object with the ``wanted`` fields; empty when nothing does."""
     if not isinstance(entry, dict):
@@ -76,3 +109,41 @@ def existing(paths: Iterable[Path]) -> set[Path]:
     wanted = set(paths)
     names = {folder: set(os.listdir(folder)) if folder.is_dir() else set() for folder in {p.parent for p in wanted}}
     return {path for path in wanted if path.name in names[path.parent]}
+
+
+def folders(images: str | Mapping[str, str], layout: str) -> dict[str, Path]:
+    """The folder of each beginning of an image's name, where ``images`` is one folder that of "", which all have.
+
+    A ValueError that gives the wanted layout when a folder is missing.
+    """
+    given: Mapping[str, Any] = {"": images} if isinstance(images, str) else images
+    if not given or not all(isinstance(folder, str) for folder in given.values()):
+        raise ValueError(f"images={images!r}: wanted a folder, or a mapping of names' beginnings to folders")
+    found = {beginning.rstrip("/"): Path(folder) for beginning, folder in given.items()}
+    for folder in found.values():
+        require_folder(folder, layout)
+    return found
+
+
+def image_file(found: Mapping[str, Path], name: str, *, file: str, record: str) -> Path:
+    """The path of image ``name`` in the folder of its longest beginning; a BadRecord when it has none, or leads out."""
+    fitting = [beginning for beginning in found if not beginning or name.startswith(f"{beginning}/")]
+    if not fitting:
+        fix = "give images one more beginning, with its folder"
+        raise BadRecord(file, record, f"image {name!r} is in none of the folders {', '.join(found)}", fix)
+    beginning = max(fitting, key=len)
+    rest = name.removeprefix(f"{beginning}/") if beginning else name
+    return image_path(found[beginning], rest, file=file, record=record)
+
+
+def with_images(records: Iterable[P], problems: Problems) -> list[P]:
+    """The records whose images are all there; the others go to ``problems``."""
+    records = list(records)
+    present = existing(path for record in records for path in record.images if isinstance(path, Path))
+    whole = [record for record in records if all(path in present for path in record.images)]
+    if len(whole) < len(records):
+        kept = {record.id for record in whole}
+        lost = [record for record in records if record.id not in kept]
+        missing = next(path for path in lost[0].images if path not in present)
+        problems.add_all([record.id for record in lost], f"an image is missing, such as {missing}", "get the images")
+    return whole

@@ -6,29 +6,12 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from hialign.data.files import Problems
 from hialign.data.records import IMAGE, BadRecord, CaptionedImage, Dataset, Part, Skipped, Streamed, check_on_error
 from hialign.data.records import split as split_records
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """The image in one row of a table, read when it is asked for."""
-
-    name: str
-    images: Any  # datasets.Dataset of the image column, not decoded
-    column: str
-    row: int
-
-    def __str__(self) -> str:
-        return self.name
-
-    def read(self) -> bytes:
-        """The cell's bytes, or those of the file that it names; an OSError when it has neither."""
-        return _content(self.images[self.row][self.column])
+from hialign.data.tables import UNREADABLE, Cell, content, encoded, label, load, reason, require_columns
 
 
 @dataclass(frozen=True)
@@ -43,7 +26,7 @@ class _Held:
 
     def read(self) -> bytes:
         """The cell's bytes, or those of the file that it names; an OSError when it has neither."""
-        return _content(self.cell)
+        return content(self.cell)
 
     @property
     def id(self) -> str:
@@ -70,8 +53,8 @@ class _Share:
         self.rows.load_state_dict(state)  # None: from the beginning
         try:
             yield from self.rows
-        except _UNREADABLE as error:
-            raise ValueError(f"{self.name}: it cannot be read on: {_reason(error)}; mend it, then resume") from error
+        except UNREADABLE as error:
+            raise ValueError(f"{self.name}: it cannot be read on: {reason(error)}; mend it, then resume") from error
 
     def state_dict(self) -> dict[str, Any]:
         """The place behind the row last read."""
@@ -104,18 +87,18 @@ def hub_captions(
     and a metadata.jsonl that datasets cannot read, always raise.
     """
     check_on_error(on_error)
-    rows = _load(path, name, split, revision)
-    _require_columns(rows, path, image_column, caption_column)
-    label = _label(path, split)
-    problems = Problems(_label(path), on_error)
-    images = _encoded(rows, path, image_column)
+    rows = load(path, name, split, revision)
+    require_columns(rows, path, {"image_column": image_column, "caption_column": caption_column})
+    table = label(path, split)
+    problems = Problems(label(path), on_error)
+    images = encoded(rows, path, "image_column", image_column)
     records = []
     for number, value in enumerate(rows[caption_column]):
         captions = _captions(value, f"row {number}", problems)
         if captions:
-            records.append(CaptionedImage(str(number), _Cell(label, images, image_column, number), captions))
+            records.append(CaptionedImage(str(number), Cell(table, images, image_column, number), captions))
     parted = split_records(records, part, holdout=holdout, seed=split_seed)
-    return Dataset(label, parted, tuple(problems.skipped), on_error)
+    return Dataset(table, parted, tuple(problems.skipped), on_error)
 
 
 def hub_caption_stream(
@@ -140,17 +123,19 @@ def hub_caption_stream(
     hold a part of the rows out. A missing set, split or column raises here.
     """
     check_on_error(on_error)
-    rows = _load(path, name, split, revision, streaming=True)
-    _require_columns(rows, path, image_column, caption_column)
+    rows = load(path, name, split, revision, streaming=True)
+    if rows.column_names is None:
+        raise ValueError(f"path={path!r}: it does not say which columns it has, which a stream must; use hub_captions")
+    require_columns(rows, path, {"image_column": image_column, "caption_column": caption_column})
     import datasets
 
     nothing = datasets.Dataset.from_dict({column: [] for column in rows.features}, features=rows.features)
-    _encoded(nothing, path, image_column)  # that it holds images shows now and not in a worker
+    encoded(nothing, path, "image_column", image_column)  # that it holds images shows now and not in a worker
     columns = [image_column, caption_column]
-    encoded = rows.select_columns(columns).cast_column(image_column, datasets.Image(decode=False))
-    label = _label(path, split)
-    record = partial(_streamed_record, name=label, columns=(image_column, caption_column), on_error=on_error)
-    return Streamed(label, partial(_Share, label, encoded), record, shuffle_buffer, on_error)
+    raw = rows.select_columns(columns).cast_column(image_column, datasets.Image(decode=False))
+    table = label(path, split)
+    record = partial(_streamed_record, name=table, columns=(image_column, caption_column), on_error=on_error)
+    return Streamed(table, partial(_Share, table, raw), record, shuffle_buffer, on_error)
 
 
 def _streamed_record(
@@ -164,74 +149,6 @@ def _streamed_record(
     if not captions:
         raise BadRecord(name, held.id, problems.skipped[-1].problem, "write a caption")
     return CaptionedImage(held.id, held, captions), tuple(problems.skipped)
-
-
-def _label(path: str | list[str], split: str | None = None) -> str:
-    """What errors call the data set."""
-    name = path if isinstance(path, str) else ", ".join(path[:2]) + (", ..." if len(path) > 2 else "")
-    return f"{name} ({split})" if split else name
-
-
-def _content(cell: Mapping[str, Any] | None) -> bytes:
-    """The image's file content; an OSError when the cell names none."""
-    cell = cell or {}
-    if cell.get("bytes"):
-        return bytes(cell["bytes"])
-    if not cell.get("path"):
-        raise OSError("the cell is empty")
-    path = str(cell["path"])
-    if "://" not in path:
-        return Path(path).read_bytes()
-    import fsspec  # what datasets itself reads streams with: a file on the hub, or one inside an archive
-
-    with fsspec.open(path, "rb") as file:
-        return bytes(file.read())
-
-
-def _load(path: str | list[str], name: str | None, split: str, revision: str | None, *, streaming: bool = False) -> Any:
-    """The table; what datasets says when there is none, with our arguments before it."""
-    import datasets  # three seconds, which who reads other files need not wait
-
-    parquet = isinstance(path, list) or path.endswith(".parquet")
-    where: dict[str, Any] = {"path": "parquet", "data_files": path} if parquet else {"path": path}
-    try:
-        return datasets.load_dataset(**where, name=name, split=split, revision=revision, streaming=streaming)
-    except (*_UNREADABLE, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"path={path!r}, name={name!r}, split={split!r}: {_reason(error)}; wanted a name on the hub, a parquet "
-            "file or several, or a folder of parquet files or of images with a metadata.jsonl"
-        ) from error
-
-
-# What datasets lets through for files that it cannot read; pyarrow's errors derive from these.
-_UNREADABLE = (ValueError, OSError, TypeError, KeyError, NotImplementedError)
-
-
-def _reason(error: BaseException) -> str:
-    """The error's words, with those of its cause where it only says that there was one."""
-    cause = error.__cause__
-    text = str(error) if cause is None else f"{error} ({cause})"
-    return text if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {text}"
-
-
-def _require_columns(rows: Any, path: str | list[str], image_column: str, caption_column: str) -> None:
-    names = rows.column_names
-    if names is None:
-        raise ValueError(f"path={path!r}: it does not say which columns it has, which a stream must; use hub_captions")
-    for argument, column in (("image_column", image_column), ("caption_column", caption_column)):
-        if column not in names:
-            raise ValueError(f"{argument}={column!r}: {_label(path)} has the columns {sorted(names)}")
-
-
-def _encoded(rows: Any, path: str | list[str], column: str) -> Any:
-    """The image column alone, its cells as bytes or paths; a ValueError when it holds no images."""
-    import datasets
-
-    try:
-        return rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-    except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors derive from these
-        kind = rows.features[column]
-        raise ValueError(f"image_column={column!r}: {_label(path)} holds {kind} there; wanted images") from error
 
 
 def _captions(value: Any, record: str, problems: Problems) -> tuple[str, ...]:

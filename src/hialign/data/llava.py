@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hialign.data.files import Problems, existing, lacking, parse_json, read_text, require_folder
+from hialign.data.files import (
+    Problems,
+    folders,
+    image_file,
+    json_entries,
+    lacking,
+    named,
+    numbered,
+    read_text,
+    with_images,
+)
 from hialign.data.records import (
     IMAGE,
     BadRecord,
@@ -18,19 +27,18 @@ from hialign.data.records import (
     Part,
     Turn,
     check_on_error,
-    image_path,
     split,
 )
 
 LAYOUT = (
     "get blip_laion_cc_sbu_558k.json or llava_v1_5_mix665k.json and the images that it names, and give "
-    "annotations=FILE images=FOLDER"
+    "annotations=FILE images=FOLDER, or images={coco: FOLDER, gqa: FOLDER, ...} by what the images' names begin with"
 )
 
 
 def llava_conversations(
     annotations: str,
-    images: str,
+    images: str | dict[str, str],
     *,
     part: Part = "train",
     holdout: float = 0.0,
@@ -38,6 +46,9 @@ def llava_conversations(
     on_error: str = "raise",
 ) -> Dataset[Conversation]:
     """The conversations of a LLaVA json file, or jsonl by its name, with their images from the folder ``images``.
+
+    Where the images lie in several folders, ``images`` gives each beginning of their names its own: with coco:
+    /data/coco, coco/train2017/1.jpg is /data/coco/train2017/1.jpg; the longest that fits counts.
 
     An id that several records have is made their own by #2, #3, ... in file order: llava_v1_5_mix665k.json asks about
     some images more than once. Bad records and missing images raise a BadRecord or, with on_error="skip", are listed in
@@ -53,7 +64,7 @@ def llava_conversations(
 
 def llava_captions(
     annotations: str,
-    images: str,
+    images: str | dict[str, str],
     *,
     part: Part = "train",
     holdout: float = 0.0,
@@ -76,49 +87,28 @@ def llava_captions(
     return Dataset("llava_captions", parted, tuple(problems.skipped), on_error)
 
 
-def _read_records(annotations: str, images: str, on_error: str) -> tuple[list[Conversation], Problems]:
+def _read_records(
+    annotations: str, images: str | dict[str, str], on_error: str
+) -> tuple[list[Conversation], Problems]:
     check_on_error(on_error)
     text = read_text(Path(annotations), LAYOUT)
-    require_folder(Path(images), LAYOUT)
+    found = folders(images, LAYOUT)
     problems = Problems(annotations, on_error)
     seen: Counter[str] = Counter()
     records = []
-    for place, entry in _entries(text, annotations, problems):
+    for place, entry in json_entries(text, annotations, problems, "LLaVA's format: [{id, image, conversations}, ...]"):
         try:
-            record = _record(entry, Path(images), annotations, place)
+            record = _record(entry, found, annotations, place)
         except BadRecord as error:
             problems.add(error.record, error.problem, error.fix)
         else:
-            seen[record.id] += 1
-            again = f"#{seen[record.id]}" if seen[record.id] > 1 else ""
-            records.append(Conversation(record.id + again, record.images, record.turns))
-    return _with_images(records, problems), problems
+            records.append(Conversation(numbered(record.id, seen), record.images, record.turns))
+    return with_images(records, problems), problems
 
 
-def _entries(text: str, file: str, problems: Problems) -> Iterator[tuple[str, Any]]:
-    """(place, entry) of everything in the file; of a jsonl, every line is read alone."""
-    if Path(file).suffix != ".jsonl":
-        content = parse_json(text, file)
-        if not isinstance(content, list):
-            found = f"a {type(content).__name__} instead of a list"
-            raise BadRecord(file, "top level", found, "wanted LLaVA's format: [{id, image, conversations}, ...]")
-        yield from ((f"record {number}", entry) for number, entry in enumerate(content))
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            if line.strip():
-                yield f"line {number}", json.loads(line)
-        except json.JSONDecodeError as error:
-            problems.add(f"line {number}", f"not json ({error.msg} at column {error.colno})", "get the file again")
-
-
-def _named(entry: Any, place: str) -> str:
-    return f"{entry['id']} ({place})" if isinstance(entry, dict) and "id" in entry else place
-
-
-def _record(entry: Any, folder: Path, file: str, place: str) -> Conversation:
-    """The entry's conversation; a BadRecord when it is not one, or an image lies outside of the folder."""
-    record = _named(entry, place)
+def _record(entry: Any, found: Mapping[str, Path], file: str, place: str) -> Conversation:
+    """The entry's conversation; a BadRecord when it is not one, or an image lies outside of the folders ``found``."""
+    record = named(entry, place)
     problem = lacking(entry, {"id": (str, int), "conversations": list})
     if problem:
         raise BadRecord(file, record, problem, "wanted id and conversations")
@@ -135,7 +125,7 @@ def _record(entry: Any, folder: Path, file: str, place: str) -> Conversation:
     if count != len(names):
         problem = f"{count} placeholders {IMAGE} and {len(names)} images"
         raise BadRecord(file, record, problem, f"write {IMAGE} once for each image")
-    paths = tuple(image_path(folder, name, file=file, record=record) for name in names)
+    paths = tuple(image_file(found, name, file=file, record=record) for name in names)
     return Conversation(str(entry["id"]), paths, turns)
 
 
@@ -157,16 +147,3 @@ def _bad_answer(answer: str) -> str:
     if not answer.strip():
         return "the answer is empty"
     return f"the answer contains the placeholder {IMAGE}" if IMAGE in answer else ""
-
-
-def _with_images(records: Iterable[Conversation], problems: Problems) -> list[Conversation]:
-    """The records whose images are all there; the others go to ``problems``."""
-    records = list(records)
-    present = existing(path for record in records for path in record.images if isinstance(path, Path))
-    whole = [record for record in records if all(path in present for path in record.images)]
-    if len(whole) < len(records):
-        kept = {record.id for record in whole}
-        lost = [record for record in records if record.id not in kept]
-        missing = next(path for path in lost[0].images if path not in present)
-        problems.add_all([record.id for record in lost], f"an image is missing, such as {missing}", "get the images")
-    return whole

@@ -23,6 +23,13 @@ class Record(Protocol):
     def id(self) -> str: ...
 
 
+class Pictured(Record, Protocol):
+    """A record with some images, or none."""
+
+    @property
+    def images(self) -> tuple[ImageSource, ...]: ...
+
+
 R = TypeVar("R", bound=Record)
 R_co = TypeVar("R_co", bound=Record, covariant=True)
 
@@ -35,6 +42,7 @@ class EncodedImage(Protocol):
 
 
 ImageSource = Path | EncodedImage
+Span = tuple[int, int]  # where a phrase of a text begins and where it ends, in characters
 Part = Literal["train", "heldout"]
 IMAGE = "<image>"  # where an image stands in a turn; the model's own image token takes its place when it is tokenised
 
@@ -59,6 +67,13 @@ class CaptionedImage:
 
 
 @dataclass(frozen=True)
+class HallucinatedImage(CaptionedImage):
+    """A captioned image with a text for each caption, in the captions' order, that is wrong of the image."""
+
+    hallucinated: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Turn:
     """A question, with "<image>" where its images stand, and its answer; empty where none is known."""
 
@@ -78,6 +93,44 @@ class Conversation:
     def words(self) -> int:
         """About how many words all turns have together."""
         return sum(_words(turn.question) + _words(turn.answer) for turn in self.turns)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer without white space around it; its phrases in their order, none of them empty, none overlapping."""
+
+    text: str
+    phrases: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True)
+class Preference:
+    """A dialogue whose last question, its answer left empty, has two answers: one to prefer, then one to avoid.
+
+    Where one answer's phrases are marked the other's are too: as many, and phrase i of one stands against phrase i of
+    the other.
+    """
+
+    id: str
+    images: tuple[ImageSource, ...]
+    turns: tuple[Turn, ...]
+    answers: tuple[Answer, Answer]
+
+    @property
+    def chosen(self) -> Answer:
+        """The answer to prefer."""
+        return self.answers[0]
+
+    @property
+    def rejected(self) -> Answer:
+        """The answer to avoid."""
+        return self.answers[1]
+
+    @property
+    def words(self) -> int:
+        """About how many words the longer of its two rows has."""
+        prompt = sum(_words(turn.question) + _words(turn.answer) for turn in self.turns)
+        return prompt + max(_words(answer.text) for answer in self.answers)
 
 
 def _words(text: str) -> int:
@@ -233,7 +286,7 @@ def image_path(root: Path, name: str, *, file: str, record: str) -> Path:
     return Path(path)
 
 
-def load_image(record: CaptionedImage | Conversation, number: int = 0) -> Image.Image:
+def load_image(record: Pictured, number: int = 0) -> Image.Image:
     """The record's image, the ``number``-th of several, in RGB; a BadRecord when it is gone, broken or no image."""
     source = record.images[number]
     try:
