@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,6 +54,35 @@ def write_image() -> Callable[[Path], Path]:
         return path
 
     return write
+
+
+def png(level: int) -> bytes:
+    """A small picture of one red level."""
+    out = io.BytesIO()
+    Image.new("RGB", (10, 12), (level, 0, 0)).save(out, "png")
+    return out.getvalue()
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """A function that writes columns into a parquet file and gives its path back; nothing is cached elsewhere."""
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+    def write(columns: dict[str, list[Any]], name: str = "some.parquet") -> str:
+        pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / name)
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.fixture
+def cell() -> Callable[[int], dict[str, Any]]:
+    """A function: a red level -> the cell of a small picture of it."""
+    return lambda level: {"bytes": png(level), "path": None}
 
 
 @pytest.fixture(scope="session")

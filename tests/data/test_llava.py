@@ -80,6 +80,46 @@ def test_the_parts_do_not_overlap_and_by_default_nothing_is_held_out(llava):
     assert len(llava_conversations(**arguments)) == 5
 
 
+def mixed(image, number):
+    return {"id": str(number), "image": image, "conversations": talk("<image>\nWhat?", "A cup.")}
+
+
+def test_images_may_lie_in_several_folders_by_what_their_names_begin_with(tmp_path, llava, write_image):
+    names = ["coco/train2017/1.jpg", "vg/VG_100K/2.jpg", "vg/VG_100K_2/3.jpg", "loose.jpg"]
+    arguments = llava([mixed(name, i) for i, name in enumerate(names)])
+    places = ["a/train2017/1.jpg", "b/VG_100K/2.jpg", "c/3.jpg", "d/loose.jpg"]
+    for place in places:
+        write_image(tmp_path / place)
+    roots = {"coco/": "a", "vg": "b", "vg/VG_100K_2": "c", "": "d"}
+    images = {beginning: str(tmp_path / folder) for beginning, folder in roots.items()}
+    data = llava_conversations(**(arguments | {"images": images}))
+    assert [str(record.images[0].relative_to(tmp_path)) for record in data.records] == places
+
+
+def test_an_image_that_no_folder_is_given_for_or_that_leads_out_of_its_own_is_a_bad_record(tmp_path, llava):
+    for name, problem in (
+        ("gqa/1.jpg", "image 'gqa/1.jpg' is in none of the folders coco"),
+        ("coconut/1.jpg", "in none of the folders coco"),
+        ("coco/../1.jpg", "is not inside"),
+        ("coco//etc/passwd", "is not inside"),
+    ):
+        arguments = llava([mixed(name, 0)]) | {"images": {"coco": str(tmp_path / "images" / "coco")}}
+        with pytest.raises(BadRecord, match=problem):
+            llava_conversations(**arguments)
+
+
+@pytest.mark.parametrize("images", [{}, {"coco": None}])
+def test_a_beginning_without_a_folder_is_refused(llava, images):
+    with pytest.raises(ValueError, match=r"images=.*wanted a folder, or a mapping of names' beginnings to folders"):
+        llava_conversations(**(llava(PRETRAIN) | {"images": images}))
+
+
+def test_a_folder_of_several_that_is_missing_is_named(llava, tmp_path):
+    images = {"coco": str(tmp_path / "images" / "coco"), "gqa": str(tmp_path / "nowhere")}
+    with pytest.raises(ValueError, match="nowhere: no such folder"):
+        llava_conversations(**(llava(INSTRUCT) | {"images": images}), on_error="skip")
+
+
 GOOD = talk("<image>\nWhat?", "A cup.")
 
 

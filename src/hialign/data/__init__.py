@@ -3,18 +3,24 @@
 from hialign.data.captions import coco_captions, flickr8k
 from hialign.data.collate import LanguageCollator, PairCollator
 from hialign.data.drawn import draw_captioned
+from hialign.data.hacl import hacl_captions
 from hialign.data.hallucinate import ByModel, ByWords, Hallucinated, Left
+from hialign.data.halva import halva_preferences
 from hialign.data.hub import hub_caption_stream, hub_captions
 from hialign.data.llava import llava_captions, llava_conversations
 from hialign.data.loader import Loader
+from hialign.data.preferences import hub_preferences, json_preferences
 from hialign.data.records import (
+    Answer,
     AnyData,
     BadRecord,
     CaptionedImage,
     Conversation,
     Dataset,
     EncodedImage,
+    HallucinatedImage,
     Mixture,
+    Preference,
     Skipped,
     Streamed,
     Turn,
@@ -23,11 +29,14 @@ from hialign.data.records import (
     split,
 )
 from hialign.data.replies import Endpoint, LocalModel
+from hialign.data.rlhf_v import rlhf_v_preferences
+from hialign.data.scienceqa import hub_scienceqa
 from hialign.data.throughput import Throughput, measure
 from hialign.data.vqa import vqa_v2
 from hialign.data.workers import WorkerDied
 
 __all__ = [
+    "Answer",
     "AnyData",
     "BadRecord",
     "ByModel",
@@ -38,12 +47,14 @@ __all__ = [
     "EncodedImage",
     "Endpoint",
     "Hallucinated",
+    "HallucinatedImage",
     "LanguageCollator",
     "Left",
     "Loader",
     "LocalModel",
     "Mixture",
     "PairCollator",
+    "Preference",
     "Skipped",
     "Streamed",
     "Throughput",
@@ -52,13 +63,19 @@ __all__ = [
     "coco_captions",
     "draw_captioned",
     "flickr8k",
+    "hacl_captions",
+    "halva_preferences",
     "hub_caption_stream",
     "hub_captions",
+    "hub_preferences",
+    "hub_scienceqa",
+    "json_preferences",
     "llava_captions",
     "llava_conversations",
     "load_image",
     "measure",
     "mix",
+    "rlhf_v_preferences",
     "split",
     "vqa_v2",
 ]

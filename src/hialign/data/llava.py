@@ -87,9 +87,7 @@ def llava_captions(
     return Dataset("llava_captions", parted, tuple(problems.skipped), on_error)
 
 
-def _read_records(
-    annotations: str, images: str | dict[str, str], on_error: str
-) -> tuple[list[Conversation], Problems]:
+def _read_records(annotations: str, images: str | dict[str, str], on_error: str) -> tuple[list[Conversation], Problems]:
     check_on_error(on_error)
     text = read_text(Path(annotations), LAYOUT)
     found = folders(images, LAYOUT)

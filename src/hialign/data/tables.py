@@ -77,10 +77,14 @@ def reason(error: BaseException) -> str:
 
 
 def require_columns(rows: Any, path: str | list[str], columns: Mapping[str, str]) -> None:
-    """Nothing, or a ValueError when the table lacks one of ``columns``: the column of each argument."""
+    """Nothing, or a ValueError when the table lacks one of ``columns``: the column of each argument.
+
+    A column that no argument chooses stands for its own.
+    """
     for argument, column in columns.items():
         if column not in rows.column_names:
-            raise ValueError(f"{argument}={column!r}: {label(path)} has the columns {sorted(rows.column_names)}")
+            what = "no such column" if argument == column else f"{argument}={column!r}"
+            raise ValueError(f"{what}: {label(path)} has the columns {sorted(rows.column_names)}, not {column!r}")
 
 
 def encoded(rows: Any, path: str | list[str], argument: str, column: str) -> Any:
@@ -88,8 +92,28 @@ def encoded(rows: Any, path: str | list[str], argument: str, column: str) -> Any
     import datasets
 
     kind, image = rows.features[column], datasets.Image(decode=False)
-    several = isinstance(kind, datasets.List)
     try:
-        return rows.select_columns([column]).cast_column(column, datasets.List(image) if several else image)
+        return rows.select_columns([column]).cast_column(column, type(kind)(image) if _several(kind) else image)
     except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors derive from these
         raise ValueError(f"{argument}={column!r}: {label(path)} holds {kind} there; wanted images") from error
+
+
+def cells(
+    rows: Any, path: str | list[str], split: str, argument: str, column: str | None, folder: str = ""
+) -> list[tuple[Cell, ...]]:
+    """Each row's images, which may be none, told without reading them; a ValueError when the column holds no images."""
+    if column is None:
+        return [()] * len(rows)
+    images, name = encoded(rows, path, argument, column), label(path, split)
+    held = images.data.column(column)  # the table behind it: a python list of the column would hold every image's bytes
+    if _several(images.features[column]):
+        counts = [count for chunk in held.chunks for count in chunk.value_lengths().fill_null(0).to_pylist()]
+        return [tuple(Cell(name, images, column, row, i, folder) for i in range(n)) for row, n in enumerate(counts)]
+    there = held.is_valid().to_pylist()
+    return [(Cell(name, images, column, row, None, folder),) * valid for row, valid in enumerate(there)]
+
+
+def _several(kind: Any) -> bool:
+    import datasets
+
+    return isinstance(kind, datasets.List | datasets.LargeList)
