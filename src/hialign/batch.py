@@ -60,9 +60,30 @@ class LanguageBatch(Batch):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PreferenceBatch(Batch):
+    """Two answers to one prompt about the same images, row by row; what lies before ``starts`` both sides share."""
+
+    pixel_values: Tensor  # (images of the whole batch, 3, height, width), in row order; a row has 0, 1 or several
+    corrupted_pixel_values: Tensor | None  # the same shape: each image made to say less; None: not asked for
+    chosen: Tokens  # prompt, placeholders expanded to one id per patch, then the answer; labels on the answer alone
+    rejected: Tokens  # of another length
+    starts: Tensor  # (batch,), int64: chosen.ids[row, :starts[row]] equals rejected's, and no label is set in either
+    chosen_phrases: Tensor | None  # as chosen.ids, int64: 1, 2, ... in the tokens of each phrase, 0 elsewhere
+    rejected_phrases: Tensor | None  # as rejected.ids; each row has the same phrases on both sides
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairBatch(Batch):
     """Images, each with one caption, as two towers see them: row i of both belongs together."""
 
     pixel_values: Tensor  # (batch, 3, height, width)
     caption: Tokens  # in the language model's vocabulary, no image placeholder
     clip_caption: Tokens | None  # in the CLIP text tower's vocabulary, start and end included; None: there is none
+
+
+@dataclass(frozen=True, kw_only=True)
+class HallucinatedBatch(PairBatch):
+    """Images, each with its caption and with a text that is wrong of it."""
+
+    hallucinated: Tokens  # as caption, of another length
+    clip_hallucinated: Tokens | None  # as clip_caption

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hialign.data import BadRecord, CaptionedImage, Dataset, Mixture, Skipped, load_image, mix, split
+from hialign.data import Answer, BadRecord, CaptionedImage, Dataset, Mixture, Skipped, load_image, mix, split
 from hialign.data.records import image_path
 
 
@@ -111,3 +111,12 @@ def test_an_image_root_may_be_the_current_folder(tmp_path, monkeypatch):
     assert image_path(Path(), "x.jpg", file="f", record="r") == tmp_path / "x.jpg"
     with pytest.raises(BadRecord):
         image_path(Path(), "../x.jpg", file="f", record="r")
+
+
+def test_an_answer_has_no_white_space_around_it_and_phrases_within_it_in_order():
+    assert Answer("a red cup", ((0, 1), (1, 5))).phrases == ((0, 1), (1, 5))
+    with pytest.raises(ValueError, match="text=' a': wanted no white space around it"):
+        Answer(" a")
+    for phrases in (((2, 5), (0, 1)), ((0, 3), (2, 4)), ((1, 1),), ((-1, 2),), ((5, 10),)):
+        with pytest.raises(ValueError, match=r"phrases=.*within the 9 characters of text='a red cup'"):
+            Answer("a red cup", phrases)

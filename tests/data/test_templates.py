@@ -4,8 +4,8 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from hialign.data.records import Turn
-from hialign.data.templates import V1_SYSTEM, Segment, chat, plain, tokenise, v1
+from hialign.data.records import Answer, Turn
+from hialign.data.templates import V1_SYSTEM, Segment, chat, plain, tokenise, tokenise_phrases, v1, with_phrases
 
 WORDS = ["USER", "ASSISTANT", "A", "red", "cup", "What", "is", "on", "it", "3"]
 CHATML = (
@@ -123,6 +123,43 @@ def test_v1_predicts_each_answer_with_its_first_word_and_its_end(scheme):
     tokens = marked(v1(TALK, "</s>"), bpe(scheme=scheme))
     assert tokens.endswith(LAST[scheme])
     assert "[" not in tokens.removesuffix(LAST[scheme])
+
+
+PHRASES = {  # the answer is predicted, in brackets; behind a token the number of its phrase
+    "legacy": "▁ASSISTANT : [▁A]1 [▁red] [▁cup]2 [</s>]",
+    "first": "▁ASSISTANT : [▁A]1 [▁red] [▁cup]2 [</s>]",
+    "bytes": "ĠASSISTANT : [ĠA]1 [Ġred] [Ġcup]2 [</s>]",
+}
+
+
+@pytest.mark.parametrize("scheme", PHRASES)
+def test_phrases_are_found_whatever_a_tokenizer_does_with_spaces_and_earlier_answers_are_not_predicted(scheme):
+    tokenizer = bpe(scheme=scheme)
+    turns = (Turn("What is on <image>", "A red cup"), Turn("is it 3", "A red cup"))
+    segments = with_phrases(v1(turns, "</s>"), Answer("A red cup", ((0, 1), (6, 9))))
+    assert text(segments) == text(v1(turns, "</s>"))
+    ids, wanted, phrases = tokenise_phrases(segments, tokenizer, "<image>")
+    pieces = tokenizer.convert_ids_to_tokens(ids)
+    shown = [f"[{piece}]" if want else piece for piece, want in zip(pieces, wanted, strict=True)]
+    tokens = " ".join(f"{piece}{phrase or ''}" for piece, phrase in zip(shown, phrases, strict=True))
+    assert tokens.endswith(PHRASES[scheme])
+    assert "[" not in tokens.removesuffix(PHRASES[scheme])
+    assert sum(phrases) == 3
+
+
+def test_a_phrase_is_one_of_its_answer_however_often_the_words_were_said_before():
+    segments = with_phrases(chat([Turn("A red cup", "A red cup"), Turn("A", "A red cup")], chatml()), RED)
+    assert [segment.text for segment in segments if segment.phrase] == ["red"]
+    assert [segment.text for segment in segments if segment.supervised] == ["A ", "red", " cup<|im_end|>"]
+
+
+RED = Answer("A red cup", ((2, 5),))
+
+
+def chatml():
+    tokenizer = bpe(scheme="bytes")
+    tokenizer.chat_template = CHATML
+    return tokenizer
 
 
 @pytest.mark.parametrize(

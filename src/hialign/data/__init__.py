@@ -2,6 +2,7 @@
 
 from hialign.data.captions import coco_captions, flickr8k
 from hialign.data.collate import LanguageCollator, PairCollator
+from hialign.data.collate_preferences import HallucinatedCollator, PreferenceCollator
 from hialign.data.drawn import draw_captioned
 from hialign.data.hacl import hacl_captions
 from hialign.data.hallucinate import ByModel, ByWords, Hallucinated, Left
@@ -47,6 +48,7 @@ __all__ = [
     "EncodedImage",
     "Endpoint",
     "Hallucinated",
+    "HallucinatedCollator",
     "HallucinatedImage",
     "LanguageCollator",
     "Left",
@@ -55,6 +57,7 @@ __all__ = [
     "Mixture",
     "PairCollator",
     "Preference",
+    "PreferenceCollator",
     "Skipped",
     "Streamed",
     "Throughput",

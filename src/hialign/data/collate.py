@@ -14,8 +14,28 @@ from PIL import Image
 from torch import Tensor
 
 from hialign.batch import LanguageBatch, PairBatch, Tokens
-from hialign.data.records import IMAGE, BadRecord, CaptionedImage, Conversation, Turn, load_image
-from hialign.data.templates import TEMPLATES, FastTokenizer, Segment, chat, plain, starts_with_bos, tokenise, v1
+from hialign.data.records import (
+    IMAGE,
+    Answer,
+    BadRecord,
+    CaptionedImage,
+    Conversation,
+    Pictured,
+    Preference,
+    Turn,
+    load_image,
+)
+from hialign.data.templates import (
+    TEMPLATES,
+    FastTokenizer,
+    Segment,
+    chat,
+    plain,
+    starts_with_bos,
+    tokenise_phrases,
+    v1,
+    with_phrases,
+)
 
 
 class Tokenizer(Protocol):
@@ -52,6 +72,15 @@ class LanguageItem:
     pixel_values: Tensor  # (images, 3, height, width)
     ids: list[int]
     labels: list[int]
+
+
+@dataclass(frozen=True)
+class AnswerRow:
+    """A prompt and one answer to it, before padding."""
+
+    ids: list[int]
+    labels: list[int]  # on the answer alone
+    phrases: list[int]  # 1, 2, ... in the tokens of each phrase of the answer, 0 elsewhere
 
 
 @dataclass(frozen=True)
@@ -108,7 +137,18 @@ class LanguageCollator:
         """The row of one caption and an image of shape (3, height, width); a BadRecord when it does not fit."""
         return self._item(record, (Turn(IMAGE, caption),), pixel_values[None])
 
-    def pixels(self, record: CaptionedImage | Conversation) -> Tensor:
+    def answer(self, record: Preference, answer: Answer) -> AnswerRow:
+        """The row of the record's prompt and one answer to it, uncut; a BadRecord when it cannot be written."""
+        turns = (*record.turns[:-1], Turn(record.turns[-1].question, answer.text))
+        try:
+            ids, supervised, phrases = self._tokens(with_phrases(self._segments(turns), answer))
+        except ValueError as error:
+            raise BadRecord(_place(record), record.id, str(error), "or leave the record out") from error
+        self._check_images(record, ids)
+        labels = [token if wanted else -100 for token, wanted in zip(ids, supervised, strict=True)]
+        return AnswerRow(self._expand(ids, ids), self._expand(ids, labels), self._expand(ids, phrases))
+
+    def pixels(self, record: Pictured) -> Tensor:
         """The record's images as the tower wants them, (images, 3, height, width)."""
         loaded = [pixels(self.image_processor, record, number) for number in range(len(record.images))]
         return torch.stack(loaded) if loaded else self._no_pixels
@@ -118,7 +158,7 @@ class LanguageCollator:
         return LanguageBatch(
             records=tuple(item.record for item in items),
             pixel_values=torch.cat([item.pixel_values for item in items]),
-            text=_pad([item.ids for item in items], [item.labels for item in items], self.tokenizer.pad_token_id),
+            text=pad([item.ids for item in items], [item.labels for item in items], self.tokenizer.pad_token_id),
         )
 
     def prompt(self, rows: int = 1, question: str | None = None) -> Tokens:
@@ -135,8 +175,8 @@ class LanguageCollator:
             ids = [*_bos(self.tokenizer), self.image_token_id]
         else:
             segments = self._segments((Turn(IMAGE if question is None else f"{IMAGE}\n{question}", "."),))
-            ids, _ = self._tokens(takewhile(lambda segment: not segment.supervised, segments))
-        return _pad([self._expand(ids, ids)] * rows, None, self.tokenizer.pad_token_id)
+            ids, _, _ = self._tokens(takewhile(lambda segment: not segment.supervised, segments))
+        return pad([self._expand(ids, ids)] * rows, None, self.tokenizer.pad_token_id)
 
     @property
     def asks(self) -> bool:
@@ -152,6 +192,12 @@ class LanguageCollator:
 
     def _item(self, record: CaptionedImage | Conversation, turns: Sequence[Turn], pixel_values: Tensor) -> LanguageItem:
         ids, supervised = self._encoded(record, turns)
+        self._check_images(record, ids)
+        labels = [token if wanted else -100 for token, wanted in zip(ids, supervised, strict=True)]
+        return self._cut(record, self._expand(ids, ids), self._expand(ids, labels), pixel_values)
+
+    def _check_images(self, record: Pictured, ids: list[int]) -> None:
+        """Nothing, or a BadRecord when the row has not one image token for each image."""
         if ids.count(self.image_token_id) != len(record.images):
             raise BadRecord(
                 _place(record),
@@ -160,8 +206,6 @@ class LanguageCollator:
                 f"{len(record.images)} images",
                 "write <image> once for each image, and the image token nowhere else",
             )
-        labels = [token if wanted else -100 for token, wanted in zip(ids, supervised, strict=True)]
-        return self._cut(record, self._expand(ids, ids), self._expand(ids, labels), pixel_values)
 
     def _encoded(self, record: CaptionedImage | Conversation, turns: Sequence[Turn]) -> tuple[list[int], list[bool]]:
         """The row's ids, each image as one, and whether each is to be predicted."""
@@ -170,7 +214,7 @@ class LanguageCollator:
         if not all(turn.answer.strip() for turn in turns):
             raise BadRecord(_place(record), record.id, "a turn has no answer", "write one, or leave the turn out")
         try:
-            return self._tokens(self._segments(turns))
+            return self._tokens(self._segments(turns))[:2]
         except ValueError as error:
             raise BadRecord(_place(record), record.id, str(error), "or leave the record out") from error
 
@@ -179,13 +223,14 @@ class LanguageCollator:
             return chat(turns, self.tokenizer)
         return v1(turns, self.tokenizer.eos_token) if self.template == "v1" else plain(turns)
 
-    def _tokens(self, segments: Iterable[Segment]) -> tuple[list[int], list[bool]]:
+    def _tokens(self, segments: Iterable[Segment]) -> tuple[list[int], list[bool], list[int]]:
+        """The row's ids, each image as one, whether each is to be predicted, and the phrase that it is in."""
         image_token = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
         listed = list(segments)
-        ids, supervised = tokenise(listed, self.tokenizer, image_token)
+        ids, supervised, phrases = tokenise_phrases(listed, self.tokenizer, image_token)
         text = "".join(segment.text for segment in listed)
         start = [self.tokenizer.bos_token_id] if starts_with_bos(self.template, text, self.tokenizer) else []
-        return start + ids, [False] * len(start) + supervised
+        return start + ids, [False] * len(start) + supervised, [0] * len(start) + phrases
 
     def _plain_eos(self, record: CaptionedImage | Conversation, turns: Sequence[Turn]) -> tuple[list[int], list[bool]]:
         images = len(record.images)
@@ -262,26 +307,40 @@ class PairCollator:
 
     def encode(self, record: CaptionedImage, rng: np.random.Generator) -> PairItem:
         """One pair with a caption that ``rng`` chooses; a BadRecord when the image does not load."""
-        return self.row(record, _choose(record.captions, rng), pixels(self.image_processor, record))
+        return self.row(record, _choose(record.captions, rng), self.pixels(record))
+
+    def pixels(self, record: CaptionedImage) -> Tensor:
+        """The record's image as the tower wants it, (3, height, width)."""
+        return pixels(self.image_processor, record)
 
     def row(self, record: CaptionedImage, caption: str, pixel_values: Tensor) -> PairItem:
         """The pair of one caption and an image of shape (3, height, width).
 
         The CLIP row is cut to max_length and keeps its eos, where CLIP reads the text, as its own tokenizer does.
         """
-        ids = [*_bos(self.tokenizer), *_token_ids(self.tokenizer, caption, record), self.tokenizer.eos_token_id]
-        return PairItem(record.id, pixel_values, ids, self._clip_ids(caption, record))
+        return PairItem(record.id, pixel_values, *self.ids(record, caption))
 
     def collate(self, items: list[PairItem]) -> PairBatch:
         """The items as one batch; both captions are padded to their longest row, no label is set."""
+        caption, clip_caption = self.texts([(item.caption, item.clip_caption) for item in items])
         return PairBatch(
             records=tuple(item.record for item in items),
             pixel_values=torch.stack([item.pixel_values for item in items]),
-            caption=_pad([item.caption for item in items], None, self.tokenizer.pad_token_id),
-            clip_caption=None
-            if self.clip_tokenizer is None
-            else _pad([item.clip_caption for item in items], None, self.clip_tokenizer.pad_token_id),
+            caption=caption,
+            clip_caption=clip_caption,
         )
+
+    def texts(self, rows: list[tuple[list[int], list[int]]]) -> tuple[Tokens, Tokens | None]:
+        """The captions' ids in either vocabulary, padded; None where there is no second."""
+        first = pad([ids for ids, _ in rows], None, self.tokenizer.pad_token_id)
+        if self.clip_tokenizer is None:
+            return first, None
+        return first, pad([ids for _, ids in rows], None, self.clip_tokenizer.pad_token_id)
+
+    def ids(self, record: CaptionedImage, caption: str) -> tuple[list[int], list[int]]:
+        """The caption's ids in either vocabulary, those of the second, if any, cut to max_length with its eos kept."""
+        ids = [*_bos(self.tokenizer), *_token_ids(self.tokenizer, caption, record), self.tokenizer.eos_token_id]
+        return ids, self._clip_ids(caption, record)
 
     def _clip_ids(self, caption: str, record: CaptionedImage) -> list[int]:
         if self.clip_tokenizer is None:
@@ -313,7 +372,7 @@ def _token_ids(tokenizer: Tokenizer, caption: str, record: CaptionedImage | Conv
     return ids
 
 
-def _place(record: CaptionedImage | Conversation) -> str:
+def _place(record: Pictured) -> str:
     """What an error names as the record's file."""
     return str(record.images[0]) if record.images else "a conversation without an image"
 
@@ -337,18 +396,26 @@ def _require_template(template: str, tokenizer: LanguageTokenizer, image_token_i
         chat((Turn("a", "b"), Turn("c", "d")), tokenizer)  # raises here, before training, where it cannot be used
 
 
-def pixels(image_processor: ImageProcessor, record: CaptionedImage | Conversation, number: int = 0) -> Tensor:
+def pixels(image_processor: ImageProcessor, record: Pictured, number: int = 0) -> Tensor:
     """The record's image, the ``number``-th of several, as the tower wants it, (3, height, width)."""
-    pixels: Tensor = image_processor(images=[load_image(record, number)], return_tensors="pt")["pixel_values"][0]
+    return processed(image_processor, load_image(record, number))
+
+
+def processed(image_processor: ImageProcessor, image: Image.Image) -> Tensor:
+    """The image as the tower wants it, (3, height, width)."""
+    pixels: Tensor = image_processor(images=[image], return_tensors="pt")["pixel_values"][0]
     return pixels
 
 
-def _pad(rows: list[list[int]], labels: list[list[int]] | None, pad_id: int) -> Tokens:
+def pad(rows: list[list[int]], labels: list[list[int]] | None, pad_id: int) -> Tokens:
     """The rows as one Tokens, padded on the right; without ``labels`` all of them are -100."""
-    length = max(len(row) for row in rows)
-    labels = labels if labels is not None else [[]] * len(rows)
+    labels = labels if labels is not None else [[-100] * len(row) for row in rows]
     return Tokens(
-        ids=torch.tensor([row + [pad_id] * (length - len(row)) for row in rows]),
-        mask=torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows]),
-        labels=torch.tensor([row + [-100] * (length - len(row)) for row in labels]),
+        ids=filled(rows, pad_id), mask=filled([[1] * len(row) for row in rows], 0), labels=filled(labels, -100)
     )
+
+
+def filled(rows: list[list[int]], entry: int) -> Tensor:
+    """The rows, each filled up with ``entry`` on the right to the longest, (rows, length), int64."""
+    length = max(len(row) for row in rows)
+    return torch.tensor([row + [entry] * (length - len(row)) for row in rows])

@@ -102,6 +102,19 @@ class Answer:
     text: str
     phrases: tuple[Span, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.text != self.text.strip():
+            raise ValueError(
+                f"text={self.text[:80]!r}: wanted no white space around it, and phrases counted without it"
+            )
+        ends = [place for span in self.phrases for place in span]
+        within = not ends or (ends[0] >= 0 and ends[-1] <= len(self.text))
+        if not within or ends != sorted(ends) or any(start >= end for start, end in self.phrases):
+            raise ValueError(
+                f"phrases={self.phrases}: wanted (start, end) with start < end, in order, none overlapping, within the "
+                f"{len(self.text)} characters of text={self.text[:80]!r}"
+            )
+
 
 @dataclass(frozen=True)
 class Preference:

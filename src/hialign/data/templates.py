@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from hialign.data.records import IMAGE, Turn
+from hialign.data.records import IMAGE, Answer, Turn
 
 # The checkpoints trained on v1 expect these words: LLaVA's conv_vicuna_v1 (llava/conversation.py@c121f04).
 V1_SYSTEM = (
@@ -69,6 +70,7 @@ class Segment:
 
     text: str
     supervised: bool  # whether it is to be predicted
+    phrase: int = 0  # the number of the phrase that it is, from 1 on; 0: it is none
 
 
 def plain(turns: Sequence[Turn]) -> list[Segment]:
@@ -126,16 +128,43 @@ def tokenise(segments: Iterable[Segment], tokenizer: FastTokenizer, image_token:
     The text is tokenised in one piece, as the model will see it, and a token is to be predicted when some of its
     characters are.
     """
-    texts = [(segment.text.replace(IMAGE, image_token), segment.supervised) for segment in segments]
-    wanted = b"".join(bytes([supervised]) * len(text) for text, supervised in texts)
-    encoded = tokenizer("".join(text for text, _ in texts), add_special_tokens=False, return_offsets_mapping=True)
-    supervised, last = [], 0
+    ids, supervised, _ = tokenise_phrases(segments, tokenizer, image_token)
+    return ids, supervised
+
+
+def tokenise_phrases(
+    segments: Iterable[Segment], tokenizer: FastTokenizer, image_token: str
+) -> tuple[list[int], list[bool], list[int]]:
+    """What ``tokenise`` gives, and for each token the phrase that some of its characters are in, the later of two."""
+    texts = [replace(segment, text=segment.text.replace(IMAGE, image_token)) for segment in segments]
+    wanted = b"".join(bytes([segment.supervised]) * len(segment.text) for segment in texts)
+    numbers = array("H")
+    for segment in texts:
+        numbers.extend(array("H", [segment.phrase]) * len(segment.text))
+    text = "".join(segment.text for segment in texts)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    supervised, phrases, last = [], [], 0
     for start, end in encoded["offset_mapping"]:
         # Byte-level tokenizers trim white space off the offsets: a token of nothing else is empty and lies behind it.
-        characters = wanted[start:end] or wanted[last:end] or wanted[start : start + 1]
-        supervised.append(1 in characters)
+        place = slice(start, end) if start < end else slice(last, end) if last < end else slice(start, start + 1)
+        supervised.append(1 in wanted[place])
+        phrases.append(max(numbers[place], default=0))
         last = end
-    return list(encoded["input_ids"]), supervised
+    return list(encoded["input_ids"]), supervised, phrases
+
+
+def with_phrases(segments: Sequence[Segment], answer: Answer) -> list[Segment]:
+    """A dialogue's segments, of which the last ``answer`` alone is to be predicted, cut at its phrases' ends."""
+    last = max(number for number, segment in enumerate(segments) if segment.supervised)
+    whole = segments[last].text
+    begin = whole.index(answer.text)  # behind a space, before an end token
+    pieces, at = [], 0
+    for number, (start, end) in enumerate(answer.phrases, start=1):
+        pieces.append(Segment(whole[at : begin + start], True))
+        pieces.append(Segment(whole[begin + start : begin + end], True, number))
+        at = begin + end
+    before = [replace(segment, supervised=False) for segment in segments[:last]]
+    return [*before, *pieces, Segment(whole[at:], True), *segments[last + 1 :]]
 
 
 def starts_with_bos(template: str, text: str, tokenizer: FastTokenizer) -> bool:
