@@ -50,7 +50,7 @@ def test_every_suite_has_a_root_heldout_data_and_a_word_on_every_role(suite: str
     tree = body("data", suite)
     assert tree["root"] == ("???" if suite != "tabletop" else None)  # the embedded world reads nothing from a disk
     assert "_target_" in tree["heldout"]
-    roles = {"pairs", "caption", "instruct", "vqa", "preference", "reference"}
+    roles = {"pairs", "hallucinated", "caption", "instruct", "vqa", "preference", "phrases", "reference"}
     assert roles <= set(tree), f"roles that it does not have are ???: {roles - set(tree)}"
 
 

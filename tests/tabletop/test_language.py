@@ -21,10 +21,11 @@ from hialign.tabletop.language import (
     existence_question,
     hallucinated,
     mentions,
+    mistaken,
     preference,
     question,
 )
-from hialign.tabletop.world import KINDS, PARTNER, Scene, Thing, above, left_of, sample
+from hialign.tabletop.world import COLOURS, KINDS, PARTNER, PLACES, Scene, Thing, above, left_of, sample
 
 SCENES = [sample(split, index, seed=0) for split in ("train", "counterfactual") for index in range(150)]
 
@@ -160,6 +161,50 @@ def test_the_two_sides_of_a_preference_differ_in_the_change_alone():
         differ = [(a, b) for a, b in words if a != b and {a, b} != {"a", "an"}]
         assert len(differ) == 1
         assert claims(pair.chosen) == truth(scene)
+
+
+@pytest.mark.parametrize("change", ["object", "colour", "place"])
+def test_the_phrases_of_a_preference_are_the_words_that_differ(change):
+    for scene in SCENES:
+        pair = preference(scene, change, scene.rng(4), paraphrase=1.0)
+        right, wrong = (text[s:e] for text, (s, e) in zip((pair.chosen, pair.rejected), pair.phrases, strict=True))
+        assert right != wrong
+        said = {"object": KINDS, "colour": COLOURS, "place": PLACES}[change]
+        for text, words in ((pair.chosen, right), (pair.rejected, wrong)):
+            assert any(one.endswith(words.split()[-1]) for one in said)
+            assert words.removeprefix("a ").removeprefix("an ") in " ".join(said)
+            assert f" {words}" in f" {text}"
+        if change != "place":  # then the order may differ, else nothing but the phrase does
+            (start, end), (other_start, other_end) = pair.phrases
+            assert pair.chosen[:start] == pair.rejected[:other_start]
+            assert pair.chosen[end:] == pair.rejected[other_end:]
+
+
+def test_a_phrase_is_whole_where_one_is_the_beginning_of_the_other():
+    scene = Scene((Thing("cup", "red", "large", "top", "whole"),), (0, 0, 0))
+    moved = next(
+        pair
+        for seed in range(100)
+        if (pair := preference(scene, "place", np.random.default_rng(seed))).rejected.endswith("top left.")
+    )
+    spans = zip((moved.chosen, moved.rejected), moved.phrases, strict=True)
+    assert [text[start:end] for text, (start, end) in spans] == ["top", "top left"]
+
+
+@pytest.mark.parametrize("change", ["count", "partner"])
+def test_what_is_only_said_besides_is_no_phrase(change):
+    assert preference(SCENES[0], change, SCENES[0].rng(4)).phrases is None
+
+
+def test_a_mistaken_answer_is_a_wrong_one_of_the_same_kind():
+    for scene in SCENES[:100]:
+        for topic in TOPICS:
+            asked = question(scene, topic, scene.rng(8))
+            if asked is None:
+                continue
+            wrong = mistaken(asked, scene.rng(9))
+            assert wrong != asked.answer
+            assert wrong in {"count": NUMBERS, "colour": COLOURS, "place": PLACES}.get(topic, ("yes", "no"))
 
 
 @pytest.mark.parametrize(

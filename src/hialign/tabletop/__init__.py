@@ -2,6 +2,6 @@
 
 from hialign.tabletop.files import write
 from hialign.tabletop.model import base
-from hialign.tabletop.records import captions, instruct, vqa
+from hialign.tabletop.records import captions, hallucinations, instruct, preferences, vqa
 
-__all__ = ["base", "captions", "instruct", "vqa", "write"]
+__all__ = ["base", "captions", "hallucinations", "instruct", "preferences", "vqa", "write"]

@@ -12,8 +12,10 @@ import numpy as np
 from hialign.tabletop.world import COLOURS, KINDS, PARTNER, PLACES, SIZES, STATES, Scene, Thing, above, left_of, ordered
 
 T = TypeVar("T")
+Span = tuple[int, int]
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_OPPOSITE = {"yes": "no", "no": "yes"}
 _ODD_PLURALS = {"knife": "knives", "glass": "glasses"}
 PLURALS = {kind: _ODD_PLURALS.get(kind, f"{kind}s") for kind in KINDS}
 FORMS = (  # the first is what a caption says unless it is paraphrased
@@ -63,11 +65,16 @@ class Mention:
 
 @dataclass(frozen=True)
 class Preference:
-    """Two captions in the same words but for one ``change``: the first is true."""
+    """Two captions in the same words but for one ``change``: the first is true.
+
+    ``phrases`` is where the words lie that differ, (start, end) of characters in the first and in the second; None
+    where the second only says more.
+    """
 
     chosen: str
     rejected: str
     change: str
+    phrases: tuple[Span, Span] | None
 
 
 def style(rng: np.random.Generator, paraphrase: float) -> Style:
@@ -240,8 +247,47 @@ def hallucinated(scene: Scene, change: str, rng: np.random.Generator, *, paraphr
 
 def preference(scene: Scene, change: str, rng: np.random.Generator, *, paraphrase: float = 0.0) -> Preference:
     """A true caption of ``scene``, and one in the same style that is wrong by ``change``."""
-    chosen = style(rng, paraphrase)
-    return Preference(describe(scene, chosen), describe(alter(scene, change, rng), chosen), change)
+    said = style(rng, paraphrase)
+    other = alter(scene, change, rng)
+    chosen, rejected = describe(scene, said), describe(other, said)
+    lost, added = (
+        [thing for thing in one.things if thing not in two.things] for one, two in ((scene, other), (other, scene))
+    )
+    if not lost:
+        return Preference(chosen, rejected, change, None)
+    right, wrong = (f"{phrase(thing)} {said.at} the {thing.place}" for thing in (*lost, *added))
+    starts = _find(chosen, right), _find(rejected, wrong)
+    spans = [(at + start, at + end) for at, (start, end) in zip(starts, _differing(right, wrong), strict=True)]
+    return Preference(chosen, rejected, change, (spans[0], spans[1]))
+
+
+def mistaken(asked: Question, rng: np.random.Generator) -> str:
+    """A wrong answer to the question, of the right one's kind."""
+    if asked.answer in _OPPOSITE:
+        return _OPPOSITE[asked.answer]
+    others = {"count": NUMBERS[1:], "colour": COLOURS, "place": PLACES}[asked.topic]
+    return _pick([answer for answer in others if answer != asked.answer], rng)
+
+
+def _find(text: str, thing: str) -> int:
+    """Where a caption says ``thing``; "at the top" is not where it says "at the top left"."""
+    found = re.search(rf"{re.escape(thing)}(?! (?:left|right)\b)", text)
+    assert found is not None
+    return found.start()
+
+
+def _differing(one: str, other: str) -> tuple[Span, Span]:
+    """Where two texts differ, in whole words, at least one in each."""
+    first, second = one.split(), other.split()
+    most = min(len(first), len(second)) - 1
+    front = next((i for i in range(most) if first[i] != second[i]), most)
+    back = next((i for i in range(most - front) if first[-1 - i] != second[-1 - i]), most - front)
+    return _span(first, front, len(first) - back), _span(second, front, len(second) - back)
+
+
+def _span(words: list[str], start: int, stop: int) -> Span:
+    """The characters of some words of a text."""
+    return len(" ".join([*words[:start], ""])), len(" ".join(words[:stop]))
 
 
 def _pick(choices: Sequence[T], rng: np.random.Generator) -> T:

@@ -7,15 +7,27 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, Generic, TypeVar, cast, overload
 
-from hialign.data.records import IMAGE, CaptionedImage, Conversation, Dataset, Turn
+import numpy as np
+
+from hialign.data.records import (
+    IMAGE,
+    Answer,
+    CaptionedImage,
+    Conversation,
+    Dataset,
+    HallucinatedImage,
+    Preference,
+    Turn,
+)
 from hialign.data.vqa import SHORT_ANSWER
-from hialign.tabletop.language import DESCRIBE, POSITIVE_BIAS, any_question, caption
+from hialign.tabletop.language import CHANGES, DESCRIBE, POSITIVE_BIAS, any_question, caption, mistaken, preference
 from hialign.tabletop.render import NOISE, PIXELS, render
-from hialign.tabletop.world import COOCCURRENCE, Scene, check, sample, scene_id
+from hialign.tabletop.world import APART, COOCCURRENCE, Scene, check, sample, scene_id
 
 PARAPHRASE = 0.5
-_CAPTION, _VQA, _INSTRUCT = 2, 3, 4  # what a scene's generators are for; the world and the renderer have 0 and 1
-R = TypeVar("R", CaptionedImage, Conversation)
+# What a scene's generators are for; the world and the renderer have 0 and 1.
+_CAPTION, _VQA, _INSTRUCT, _PREFERENCE, _HALLUCINATION = 2, 3, 4, 5, 6
+R = TypeVar("R", CaptionedImage, Conversation, HallucinatedImage, Preference)
 E = TypeVar("E")
 
 
@@ -77,6 +89,7 @@ class World:
     positive_bias: float = POSITIVE_BIAS
     captions: int = 3
     captioned: float = 0.5
+    changes: tuple[str, ...] = CHANGES
 
     def __post_init__(self) -> None:
         check(self.split, 0, self.seed, self.cooccurrence)
@@ -85,6 +98,8 @@ class World:
                 raise ValueError(f"{name}={getattr(self, name)}: wanted a number in [0, 1]")
         if self.captions < 1:
             raise ValueError(f"captions={self.captions}: wanted 1 or more a scene")
+        if not self.changes or not set(self.changes) <= set(CHANGES):
+            raise ValueError(f"changes={list(self.changes)}: wanted one or more of {', '.join(CHANGES)}")
 
     def scene(self, index: int) -> Scene:
         """Scene ``index``."""
@@ -106,6 +121,17 @@ class World:
         """The scene with a caption asked for, or with questions."""
         return Conversation(self.id(index), (Picture(self, index),), _later(self._talk, index))
 
+    def preferred(self, index: int) -> Preference:
+        """The scene with a caption asked for or one question, a right answer and a wrong one."""
+        turns = _later(partial(self._preferred, part="turns"), index)
+        answers = cast(tuple[Answer, Answer], _later(partial(self._preferred, part="answers"), index))
+        return Preference(self.id(index), (Picture(self, index),), turns, answers)
+
+    def hallucinated_image(self, index: int) -> HallucinatedImage:
+        """The scene with its captions and a wrong one for each."""
+        right, wrong = (_later(partial(self._hallucinated, side=side), index) for side in (0, 1))
+        return HallucinatedImage(self.id(index), Picture(self, index), right, wrong)
+
     def _captions(self, index: int) -> tuple[str, ...]:
         scene = self.scene(index)
         rng = scene.rng(_CAPTION)
@@ -126,6 +152,35 @@ class World:
         first, *others = (any_question(scene, rng, positive_bias=self.positive_bias) for _ in range(number))
         turns = [Turn(f"{IMAGE}\n{first.text}\n{SHORT_ANSWER}", first.answer)]
         return (*turns, *(Turn(asked.text, asked.answer) for asked in others))
+
+    def _preferred(self, index: int, part: str) -> tuple[Any, ...]:
+        """The record's turns, or its answers; both come of the same draws."""
+        scene = self.scene(index)
+        rng = scene.rng(_PREFERENCE)
+        if rng.random() < self.captioned:
+            pair = preference(scene, self._change(rng), rng, paraphrase=self.paraphrase)
+            question, texts, spans = DESCRIBE, (pair.chosen, pair.rejected), pair.phrases
+        else:
+            asked = any_question(scene, rng, positive_bias=self.positive_bias)
+            question, texts = f"{asked.text}\n{SHORT_ANSWER}", (asked.answer, mistaken(asked, rng))
+            spans = (0, len(texts[0])), (0, len(texts[1]))
+        if part == "turns":
+            return (Turn(f"{IMAGE}\n{question}", ""),)
+        phrases = ((), ()) if spans is None else ((spans[0],), (spans[1],))
+        return tuple(Answer(text, marked) for text, marked in zip(texts, phrases, strict=True))
+
+    def _hallucinated(self, index: int, side: int) -> tuple[str, ...]:
+        """The record's captions, or what is wrong instead of each; both come of the same draws."""
+        scene = self.scene(index)
+        rng = scene.rng(_HALLUCINATION)
+        pairs: dict[str, str] = {}
+        for number in range(self.captions):
+            made = preference(scene, self._change(rng), rng, paraphrase=self.paraphrase if number else 0.0)
+            pairs.setdefault(made.chosen, made.rejected)
+        return tuple(pairs.values() if side else pairs)
+
+    def _change(self, rng: np.random.Generator) -> str:
+        return self.changes[int(rng.integers(len(self.changes)))]
 
 
 @dataclass(frozen=True)
@@ -212,3 +267,59 @@ def instruct(
     """``size`` scenes of ``split``, a share ``captioned`` of them to be described, the others with some questions."""
     world = World(split, seed, cooccurrence, noise, paraphrase, positive_bias, captioned=captioned)
     return Dataset(f"tabletop instruct {split}", Made(world.talked, size))
+
+
+def preferences(
+    split: str,
+    size: int,
+    *,
+    seed: int = 0,
+    cooccurrence: float | None = COOCCURRENCE,
+    positive_bias: float = POSITIVE_BIAS,
+    paraphrase: float = PARAPHRASE,
+    noise: float = NOISE,
+    captioned: float = 0.5,
+    changes: list[str] | None = None,
+) -> Dataset[Preference]:
+    """``size`` scenes of ``split``, each with a right answer and a wrong one to the same question.
+
+    A share ``captioned`` of them is to be described, and the wrong caption differs by one of ``changes`` (any of
+    ``language.CHANGES`` by default); the others have a question with a short answer. Phrases are marked where both
+    answers have words that the other has not: in short answers, and for the changes object, colour and place.
+
+    The scenes are the split's own, with its ``cooccurrence``, and questions have its ``positive_bias``: a method is not
+    to be shown a world without the biases that it should overcome.
+    """
+    _require_biased(split)
+    chosen = CHANGES if changes is None else tuple(changes)
+    world = World(split, seed, cooccurrence, noise, paraphrase, positive_bias, captioned=captioned, changes=chosen)
+    return Dataset(f"tabletop preferences {split}", Made(world.preferred, size))
+
+
+def hallucinations(
+    split: str,
+    size: int,
+    *,
+    seed: int = 0,
+    cooccurrence: float | None = COOCCURRENCE,
+    paraphrase: float = PARAPHRASE,
+    noise: float = NOISE,
+    captions: int = 3,
+    changes: list[str] | None = None,
+) -> Dataset[HallucinatedImage]:
+    """``size`` scenes of ``split``, each with up to ``captions`` true captions and a wrong one in the style of each.
+
+    A wrong caption differs by one of ``changes``, any of ``language.CHANGES`` by default; scenes are the split's own.
+    """
+    _require_biased(split)
+    chosen = CHANGES if changes is None else tuple(changes)
+    world = World(split, seed, cooccurrence, noise, paraphrase, captions=captions, changes=chosen)
+    return Dataset(f"tabletop hallucinations {split}", Made(world.hallucinated_image, size))
+
+
+def _require_biased(split: str) -> None:
+    if split in APART:
+        raise ValueError(
+            f"split={split!r}: partners never meet there, so that its pairs would tell what a method is to find out; "
+            "wanted train, or val and test to measure"
+        )
