@@ -6,6 +6,7 @@ import pytest
 
 from hialign.data import Answer, BadRecord, Turn, halva_preferences
 from hialign.data.halva import phrase_spans
+from hialign.data.layouts import masked
 
 
 def entry(number, **changes):
@@ -75,8 +76,14 @@ def test_white_space_around_masks_does_not_count(text, masked, phrases):
     assert [text[start:end] for start, end in phrase_spans(text, masked)] == phrases
 
 
+def test_masks_as_they_are_made_here_give_the_phrases_that_they_were_made_of():
+    text = "Two men, one dog and a bed."
+    for spans in ([(0, 3)], [(4, 7), (9, 12)], [(0, 7), (9, 16), (23, 26)], [(0, 27)]):
+        assert phrase_spans(text, masked(text, spans)) == tuple(spans)
+
+
 @pytest.mark.parametrize(
-    ("masked", "problem"),
+    ("marks", "problem"),
     [
         ("a b", "its marks are none"),
         ("<MASK> a b", "its marks are <MASK>$"),
@@ -86,9 +93,9 @@ def test_white_space_around_masks_does_not_count(text, masked, phrases):
         ("<MASK> a </MASK> c", "says something else than 'a b'"),
     ],
 )
-def test_masks_that_are_not_closed_around_words_of_the_answer_are_named(masked, problem):
+def test_masks_that_are_not_closed_around_words_of_the_answer_are_named(marks, problem):
     with pytest.raises(ValueError, match=problem):
-        phrase_spans("a b", masked)
+        phrase_spans("a b", marks)
 
 
 @pytest.mark.parametrize(
