@@ -2,7 +2,6 @@
 
 from hialign.data.captions import coco_captions, flickr8k
 from hialign.data.collate import LanguageCollator, PairCollator
-from hialign.data.drawn import draw_captioned
 from hialign.data.hallucinate import ByModel, ByWords, Hallucinated, Left
 from hialign.data.hub import hub_caption_stream, hub_captions
 from hialign.data.llava import llava_captions, llava_conversations
@@ -50,7 +49,6 @@ __all__ = [
     "Turn",
     "WorkerDied",
     "coco_captions",
-    "draw_captioned",
     "flickr8k",
     "hub_caption_stream",
     "hub_captions",
