@@ -63,7 +63,8 @@ class Signalled:
 
     def __init__(self, solver, at):
         self.solver, self.at = solver, at
-        self.two_level, self.state_dict, self.load_state_dict = True, solver.state_dict, solver.load_state_dict
+        self.two_level, self.requires = True, solver.requires
+        self.state_dict, self.load_state_dict = solver.state_dict, solver.load_state_dict
 
     def step(self, oracle):
         if oracle.step + 1 == self.at and distributed.rank() == 1:

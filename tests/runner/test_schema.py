@@ -113,9 +113,9 @@ REFUSED = {
         "did you mean width?",
     ),
     "an argument of another solver": (
-        (*TWO_LEVELS, "+solver.weight=3"),
-        "solver.weight: hialign.solvers.Alternating takes no weight",
-        "inner_steps, power, half_life",
+        (*TWO_LEVELS, "+solver.half_life=3"),
+        "solver.half_life: hialign.solvers.DynamicBarrier takes no half_life",
+        "start, end, ramp, phi",
     ),
     "a misspelt argument of an objective": (
         (*TWO_LEVELS, "+inner.objective.pair=[clip]"),
@@ -208,7 +208,7 @@ def test_a_package_of_the_user_s_is_admitted_by_name(
         "class Mine:\n    two_level = True\n    def __init__(self, pull: float = 1.0): self.pull = pull\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    mine = ("~solver.inner_steps", "~solver.power", "~solver.half_life", "solver._target_=a_users_package.Mine")
+    mine = ("solver=joint", "~solver.weight", "solver._target_=a_users_package.Mine")
     with pytest.raises(ValueError, match=r"solver\._target_: got 'a_users_package\.Mine'.*allow=\[package\]"):
         validated(*TWO_LEVELS, *mine)
     assert validated(*TWO_LEVELS, *mine, "allow=[a_users_package]").solver._target_ == "a_users_package.Mine"

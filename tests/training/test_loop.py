@@ -27,6 +27,7 @@ class Remembering:
     """A weighted sum whose weight follows from all steps so far: a solver with a state of its own."""
 
     two_level = True
+    requires = frozenset()
 
     def __init__(self):
         self.weight = torch.tensor(0.5)
@@ -66,7 +67,7 @@ class Interrupted:
 
     def __init__(self, solver, at, *signals):
         self.solver, self.at, self.signals = solver, at, signals
-        self.two_level = solver.two_level
+        self.two_level, self.requires = solver.two_level, solver.requires
 
     def step(self, oracle):
         if oracle.step + 1 == self.at:

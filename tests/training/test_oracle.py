@@ -63,6 +63,12 @@ class Four(nn.Module):
         return objective(self, batch)
 
 
+def plain(function):
+    """The function as an objective whose rows do not see each other."""
+    function.whole_batch = function.bounded = False
+    return function
+
+
 def inner_loss(root, batch):
     return Result((batch.x * root.inner * root.shared).sum(), torch.tensor(len(batch)))
 
@@ -80,7 +86,7 @@ def oracle_on(root, optimizer=None, *, inner=inner_loss, outer=outer_loss, strea
         streams = {"only": Steps(rows([[1.0, 2.0], [0.5, -1.0]]))}
     if optimizer is None:
         optimizer = torch.optim.SGD([{"params": list(root.parameters()), "lr": 1.0, "base_lr": 1.0}])
-    levels = {"inner": LevelRun(inner, streams), "outer": LevelRun(outer, streams)}
+    levels = {"inner": LevelRun(plain(inner), streams), "outer": LevelRun(plain(outer), streams)}
     settings = {"total_steps": 10, "clip": 0.0, "precision": "fp32", "device": CPU} | settings
     return TrainingOracle(root, levels, optimizer, GROUPS, schedule=schedule or (lambda progress: 1.0), **settings)
 

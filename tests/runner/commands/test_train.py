@@ -62,12 +62,12 @@ def test_a_run_s_config_is_resolved_and_composes_to_the_same_run(trained: Any) -
     assert "???" not in text
     config = OmegaConf.create(text)
     assert config.stages.finetune.steps == 3
-    assert config.solver._target_ == "hialign.solvers.Alternating"
+    assert config.solver._target_ == "hialign.solvers.DynamicBarrier"
 
 
 def test_the_log_says_what_trains_and_ends_with_the_next_command(trained: Any) -> None:
     lines = (trained.run("first") / "log.txt").read_text().splitlines()
-    assert any(re.match(r"stage finetune: 3 steps, solver Alternating", line) for line in lines)
+    assert any(re.match(r"stage finetune: 3 steps, solver DynamicBarrier", line) for line in lines)
     assert "hialign evaluate run=runs/hierarchical/first" in lines[-1]
 
 
@@ -101,10 +101,10 @@ def test_resuming_a_finished_run_says_so_and_leaves_it(trained: Any) -> None:
 
 def test_resuming_with_another_config_names_each_changed_key_with_both_values(trained: Any) -> None:
     run = failed(trained, "first", "changed")
-    done = trained.train("name=changed", "resume=auto", "stages.finetune.lr=0.5", "solver.power=0.25")
+    done = trained.train("name=changed", "resume=auto", "stages.finetune.lr=0.5", "solver.ramp=0.25")
     assert done.code == 1
     assert "stages.finetune.lr: 0.001 -> 0.5; " in done.err
-    assert "solver.power: 0.5 -> 0.25" in done.err
+    assert "solver.ramp: 0.8 -> 0.25" in done.err
     assert "stages.pretrain" not in done.err
     assert state(run) == "failed"
 
@@ -246,8 +246,8 @@ def test_a_stage_s_own_solver_is_the_one_that_trains_it(workshop: Any) -> None:
     done = workshop.train("name=mixed", "+solver@stages.pretrain.solver=joint")
     assert done.code == 0, done.err
     assert "stage pretrain: 3 steps, solver Joint" in done.err
-    assert "stage finetune: 3 steps, solver Alternating" in done.err
-    assert ["outer_pull" in row for row in metrics(workshop.run("mixed"))] == [False] * 3 + [True] * 3
+    assert "stage finetune: 3 steps, solver DynamicBarrier" in done.err
+    assert ["beta" in row for row in metrics(workshop.run("mixed"))] == [False] * 3 + [True] * 3
 
 
 def test_epochs_count_the_outer_level_s_data(workshop: Any) -> None:
