@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ TABLETOP = ["model=tabletop", "data=tabletop", "data.size=32", *FEW, "trainer.de
 PLACE = {"stage", "step", "total_step", "seconds", "lr_factor"}
 LEVELS = {f"{level}_{what}" for level in ("inner", "outer") for what in ("loss", "grad_norm")}
 CONTRASTIVE = {"inner_clip_loss", "inner_projector_loss", "inner_floor"}
-GROUPS = {"aligned_update_norm", "outer_update_norm"}
+GROUPS = {f"{group}_{what}" for group in ("aligned", "outer") for what in ("update_norm", "clip_factor")}
 OF_SOLVERS = {
     *("cosine", "shared_of_inner", "weight", "beta", "phi", "active", "pull_ratio", "over_budget"),
     *("outer_weight", "outer_pull", "cg_steps", "cg_residual", "step_length", "shortened", "damping"),
@@ -57,7 +58,7 @@ def test_a_solver_trains_the_small_model(workshop: Any, solver: str) -> None:
     assert done.code == 0, done.err
     run = workshop.run(solver, experiment)
     rows = rows_of(run)
-    assert [(row["stage"], row["step"]) for row in rows] == [(s, i) for s in ("pretrain", "finetune") for i in (1, 2, 3)]
+    assert [(row["stage"], row["step"]) for row in rows] == list(product(("pretrain", "finetune"), (1, 2, 3)))
     for row in rows:
         assert_a_row_is_whole(row, solver)
     target = str(OmegaConf.load(run / "config.yaml").solver._target_)

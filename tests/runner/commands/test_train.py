@@ -322,3 +322,40 @@ def test_a_failed_run_whose_stage_has_a_checkpoint_is_not_begun_anew_as_another(
     assert done.code == 1
     assert "was started with another config: stages.pretrain" in done.err
     assert (folder / "config.yaml").read_text() == (trained.run("first") / "config.yaml").read_text()
+
+
+def test_an_inner_batch_in_micro_batches_trains_as_the_whole_one(trained: Any) -> None:
+    done = trained.train("name=split", *(f"stages.{s}.inner_micro_batch_size=2" for s in ("pretrain", "finetune")))
+    assert done.code == 0, done.err
+    rows, expected = metrics(trained.run("split")), metrics(trained.run("first"))
+    assert len(rows) == len(expected) == 6
+    for row, other in zip(rows, expected, strict=True):
+        assert row["inner_floor"] == other["inner_floor"] > 0  # that of the whole batch
+        for key in ("outer_loss", "inner_loss", "weight"):
+            assert row[key] == pytest.approx(other[key], rel=1e-4), (row["total_step"], key)
+
+
+def test_an_inner_batch_that_does_not_divide_by_its_micro_batch_is_refused_by_stage(workshop: Any) -> None:
+    done = workshop.train("name=odd", "stages.finetune.inner_micro_batch_size=3")
+    assert done.code == 1
+    assert "stages.finetune (inner level): batch_size=8 does not divide by micro_batch_size=3" in done.err
+    assert not (workshop.run("odd") / "checkpoints").exists()
+
+
+def test_a_loss_that_cannot_be_split_refuses_micro_batches_by_key_and_name(
+    workshop: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a_users_loss.py").write_text(
+        "from hialign.objectives import NextToken\nclass Ranked(NextToken):\n    whole_batch = True\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = (
+        "allow=[a_users_loss]",
+        "outer.objective._target_=a_users_loss.Ranked",
+        "stages.finetune.micro_batch_size=4",
+    )
+    done = workshop.train("name=ranked", *mine)
+    assert done.code == 1
+    for part in ("stages.finetune", "micro_batch_size: got 4 for 8 rows", "Ranked sees its rows", "cannot be split"):
+        assert part in done.err
+    assert not (workshop.run("ranked") / "checkpoints").exists()
