@@ -59,6 +59,8 @@ class Training:
             self.trained = set(state["weights"])
         self.total_before = sum(stage.optimisation.steps for stage in self.stages[:first])
         self.groups = {stage.name: self._find_groups(stage) for stage in self.stages}  # before any step is spent
+        for stage in self.stages[first:]:
+            self._warn(stage)
         with _signals() as self.caught:
             for stage in self.stages[first:]:
                 self._run_stage(stage, state)
@@ -90,7 +92,6 @@ class Training:
         for name, parameter in self.root.named_parameters():
             parameter.requires_grad_(name in groups)  # what no loss reaches is frozen, as the table says
         self.trained |= set(groups)
-        self._warn(stage, groups)
         parameters = {name: p for name, p in self.root.named_parameters() if name in groups}
         return TrainingOracle(
             self.root,
@@ -107,19 +108,23 @@ class Training:
             device=self.device,
         )
 
-    def _warn(self, stage: Stage, groups: dict[str, Group]) -> None:
+    def _warn(self, stage: Stage) -> None:
         """Says what makes the stage's solver go astray; a ``ValueError`` for what cannot work."""
-        inner = stage.levels.get("inner")
+        inner, groups = stage.levels.get("inner"), self.groups[stage.name]
         aligned = any(group != "outer" for group in groups.values())
-        for warning in complaints(
-            stage.solver,
-            floor=0.0 if inner and inner.objective.bounded else None,
-            shared_decay=stage.optimisation.weight_decay if aligned else 0.0,
-            constant_rate=stage.optimisation.schedule == "constant",
-            inner_depends_on_outer=bool(stage.inner_depends_on_outer),
-            free_temperature=any(stage.part_of(name) == "temperature" for name in groups),
-        ):
-            self.logs.say(f"WARNING stage {stage.name}: {warning}")
+        try:
+            warnings = complaints(
+                stage.solver,
+                floor=0.0 if inner and inner.objective.bounded else None,
+                shared_decay=stage.optimisation.weight_decay if aligned else 0.0,
+                constant_rate=stage.optimisation.schedule == "constant",
+                inner_depends_on_outer=bool(stage.inner_depends_on_outer),
+                free_temperature=any(stage.part_of(name) == "temperature" for name in groups),
+            )
+        except ValueError as error:
+            raise ValueError(f"stages.{stage.name}: {error}") from error
+        for warning in warnings:
+            self.logs.say(f"WARNING stages.{stage.name}: {warning}")
 
     def _find_groups(self, stage: Stage) -> dict[str, Group]:
         """What each level of the stage reaches: it depends on what trains, not on the weights."""
@@ -176,7 +181,7 @@ class Training:
         if state["groups"] != oracle.groups:
             raise ValueError(f"resume: stage {stage.name} trains other parameters than the checkpoint's stage did")
         oracle.optimizer.load_state_dict(state["optimizer"])
-        stage.solver.load_state_dict(state["solver"])
+        stage.solver.load_state_dict(_on(self.device, state["solver"]))
         for name, stream in stage.streams().items():
             stream.load_state_dict(state["streams"][name])
         oracle.step = state["step"]
@@ -204,6 +209,13 @@ class Training:
         self.logs.say(f"  frozen: {', '.join(part for part in frozen if part not in parts) or 'nothing'}")
         if "untouched" in columns:
             self.logs.say("  no loss reaches what is untouched: it stays as it is")
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    """A solver's state with every tensor in it on ``device``: a checkpoint is read into the processor's memory."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    return {key: _on(device, below) for key, below in value.items()} if isinstance(value, dict) else value
 
 
 @contextmanager
