@@ -53,6 +53,41 @@ REFUSED = {
         f"{STAGE}.train.nose: got 'full'",
         "vision, projector, llm",
     ),
+    "an unknown part that the inner loss reads": (
+        (*TWO_LEVELS, f"{STAGE}.inner_depends_on_outer=[nose]"),
+        f"{STAGE}.inner_depends_on_outer: got 'nose'",
+        "vision, projector, llm",
+    ),
+    "a frozen part that the outer level may choose": (
+        (*TWO_LEVELS, f"{STAGE}.inner_depends_on_outer=[temperature]"),
+        f"{STAGE}.inner_depends_on_outer: temperature does not train here",
+        f"{STAGE}.train",
+    ),
+    "a part that the inner loss reads, without inner level": (
+        (*LLAVA, f"{STAGE}.inner_depends_on_outer=[llm]"),
+        f"{STAGE}.inner_depends_on_outer: this stage has no inner level",
+        f"{STAGE}.inner too",
+    ),
+    "a budget above nothing that is known": (
+        (
+            *TWO_LEVELS,
+            "solver=constrained_dual",
+            "inner.objective._target_=hialign.objectives.NextToken",
+            "~inner.objective.pairs",
+        ),
+        "solver.best: not given, and hialign.objectives.NextToken of stages.pretrain has no proved floor",
+        "set solver.best=",
+    ),
+    "a barrier by a value that nobody knows": (
+        (
+            *(*TWO_LEVELS, f"+solver@{STAGE}.solver=dynamic_barrier", f"{STAGE}.solver.phi=value"),
+            "inner.objective._target_=hialign.objectives.NextToken",
+            "~inner.objective.pairs",
+        ),
+        f"{STAGE}.solver.best: not given",
+        "phi=grad",
+    ),
+    "an unknown phi": ((*TWO_LEVELS, "solver.phi=gradient"), "solver: phi: got 'gradient'", "grad, value, min"),
     "an unknown mode": (
         (*TWO_LEVELS, f"{STAGE}.train.vision=half"),
         f"{STAGE}.train.vision: got 'half'",
@@ -205,7 +240,7 @@ def test_a_package_of_the_user_s_is_admitted_by_name(
     validated: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a_users_package.py").write_text(
-        "class Mine:\n    two_level = True\n    def __init__(self, pull: float = 1.0): self.pull = pull\n"
+        "class Mine:\n    two_level, requires = True, ()\n    def __init__(self, pull: float = 1.0): self.pull = pull\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     mine = ("solver=joint", "~solver.weight", "solver._target_=a_users_package.Mine")

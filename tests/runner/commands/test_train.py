@@ -359,3 +359,58 @@ def test_a_loss_that_cannot_be_split_refuses_micro_batches_by_key_and_name(
     for part in ("stages.finetune", "micro_batch_size: got 4 for 8 rows", "Ranked sees its rows", "cannot be split"):
         assert part in done.err
     assert not (workshop.run("ranked") / "checkpoints").exists()
+
+
+STAGE = "stages.finetune"
+# What makes a solver go astray and does not stop it: said when the run starts, by stage and setting.
+ASTRAY = {
+    "weight decay": ((f"{STAGE}.weight_decay=0.1",), "weight decay 0.1", "set weight_decay=0"),
+    "a constant rate": ((f"{STAGE}.schedule=constant",), "DynamicBarrier at a constant learning rate", "schedule"),
+    "a temperature that trains": ((f"{STAGE}.train.temperature=full",), "the temperature trains", "train.temperature"),
+    "a sum without minimum": (
+        ("solver=joint", f"{STAGE}.inner_depends_on_outer=[llm]"),
+        "Joint with an inner loss that depends on outer parameters",
+        "use DynamicBarrier",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ASTRAY)
+def test_a_setting_under_which_the_solver_goes_astray_is_warned_of_before_the_first_step(
+    workshop: Any, case: str
+) -> None:
+    overrides, what, fix = ASTRAY[case]
+    name = f"astray-{case.replace(' ', '-')}"
+    done = workshop.train(f"name={name}", "stages.pretrain.steps=1", f"{STAGE}.steps=1", *overrides)
+    assert done.code == 0, done.err
+    lines = (workshop.run(name) / "log.txt").read_text().splitlines()
+    warned = [line for line in lines if "WARNING" in line]
+    assert len(warned) == 1
+    assert warned[0].startswith(f"WARNING {STAGE}: {what}")
+    assert fix in warned[0]
+    assert lines.index(warned[0]) < next(i for i, line in enumerate(lines) if line.startswith("stage pretrain: "))
+
+
+def test_a_run_as_the_experiment_has_it_warns_of_nothing(trained: Any) -> None:
+    assert "WARNING" not in (trained.run("first") / "log.txt").read_text()
+
+
+def test_a_part_that_the_two_losses_do_not_both_reach_is_refused_by_key(workshop: Any) -> None:
+    done = workshop.train("name=unread", f"{STAGE}.inner_depends_on_outer=[text]")
+    assert done.code == 1
+    assert f"{STAGE}.inner_depends_on_outer: got text, which both losses do not reach" in done.err
+    assert not (workshop.run("unread") / "checkpoints").exists()
+
+
+def test_an_inner_loss_may_read_adapters_that_the_task_alone_chooses(workshop: Any) -> None:
+    done = workshop.train(
+        *("name=adapters", "~stages.pretrain", f"{STAGE}.steps=2", f"{STAGE}.train.llm=lora", "lora.rank=2"),
+        *("inner.objective.pairs=[llm]", f"{STAGE}.inner_depends_on_outer=[llm]", "solver.inner_steps=1"),
+    )
+    assert done.code == 0, done.err
+    table = (workshop.run("adapters") / "log.txt").read_text()
+    row = next(line for line in table.splitlines() if line.split()[:2] == ["llm", "LoRA"])
+    inner, shared, outer, untouched = row.split()[2:]
+    assert (inner, shared, untouched) == ("-", "-", "-")
+    assert outer != "-"
+    assert [row["step"] for row in metrics(workshop.run("adapters"))] == [1, 2]
