@@ -81,6 +81,7 @@ class TrainerConfig:
     save_every: int = 200
     keep: int = 2  # checkpoints of a stage
     device: str = "auto"  # auto | cpu | cuda
+    diagnose_every: int = 200  # steps between measurements of a step, for about four inner gradients; 0 for none
 
 
 @dataclass
@@ -142,7 +143,7 @@ def validate(config: DictConfig, *, experiment: str | None, suite: str) -> None:
         raise ValueError(
             f"name: got {config.name!r}, wanted the name of a folder in {config.output}: letters, digits, ._-"
         )
-    for key, least in (("save_every", 1), ("keep", 1), ("workers", 0)):
+    for key, least in (("save_every", 1), ("keep", 1), ("workers", 0), ("diagnose_every", 0)):
         if config.trainer[key] < least:
             raise ValueError(f"trainer.{key}: got {config.trainer[key]}, wanted at least {least}")
     for name in config.stages:

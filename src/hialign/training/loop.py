@@ -17,7 +17,7 @@ from torch import nn
 
 from hialign import distributed
 from hialign.solvers import Group, complaints
-from hialign.training import checkpoint
+from hialign.training import checkpoint, diagnostics
 from hialign.training.logs import Logs, write_status
 from hialign.training.optim import adamw, schedule
 from hialign.training.oracle import NonFinite, TrainingOracle, probe_groups
@@ -44,10 +44,12 @@ class Training:
     precision: str = "fp32"
     save_every: int = 200
     keep: int = 2
+    diagnose_every: int = 0  # steps; 0 for never
     trained: set[str] = field(default_factory=set, init=False)  # parameters that a stage so far has trained
     groups: dict[str, dict[str, Group]] = field(default_factory=dict, init=False)  # by stage
     total_before: int = field(default=0, init=False)  # steps of the stages behind us
     caught: list[int] = field(default_factory=lambda: [0], init=False)  # the signal that asked us to stop
+    warned: set[tuple[str, str]] = field(default_factory=set, init=False)  # stage and kind of what was said
 
     def run(self, resume_from: checkpoint.Checkpoint | None = None) -> None:
         """Trains all stages in order, from ``resume_from`` if given."""
@@ -139,16 +141,22 @@ class Training:
 
     def _step(self, stage: Stage, oracle: TrainingOracle) -> None:
         began = time.perf_counter()
+        watched = self.diagnose_every and (oracle.step + 1) % self.diagnose_every == 0
+        watch = diagnostics.Watch(oracle) if watched else None
         stage.solver.step(oracle)
+        seconds = time.perf_counter() - began
+        numbers = oracle.take_numbers()
+        if watch:
+            numbers |= self._diagnose(stage, watch, numbers)
         oracle.step += 1
         self.logs.write(
             {
                 "stage": stage.name,
                 "step": oracle.step,
                 "total_step": self.total_before + oracle.step,
-                **oracle.take_numbers(),
+                **numbers,
                 **{f"epochs/{name}": round(stream.epochs, 4) for name, stream in stage.streams().items()},
-                "seconds": round(time.perf_counter() - began, 4),
+                "seconds": round(seconds, 4),
             }
         )
         stop = self._asked_to_stop()
@@ -156,6 +164,20 @@ class Training:
             saved = self._save(stage, oracle)
             if stop:
                 raise Preempted(stop, f"after step {oracle.step} of stage {stage.name}; saved {saved}")
+
+    def _diagnose(self, stage: Stage, watch: diagnostics.Watch, numbers: dict[str, float]) -> dict[str, float]:
+        """The watched step's further numbers; says once in a stage what they warn of."""
+        where = f"stages.{stage.name}, step {watch.oracle.step + 1}"
+        try:
+            found = watch.read(numbers.get("weight"))
+        except NonFinite as error:  # away from where training is
+            self.logs.say(f"WARNING {where}: the step cannot be measured: {error}")
+            return {}
+        for kind, warning in diagnostics.warnings(found, stage.solver).items():
+            if (stage.name, kind) not in self.warned:
+                self.warned.add((stage.name, kind))
+                self.logs.say(f"WARNING {where}: {warning}")
+        return found
 
     def _save(self, stage: Stage, oracle: TrainingOracle) -> Path:
         state: dict[str, Any] = (
