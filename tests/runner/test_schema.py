@@ -269,6 +269,7 @@ SLIPS = {
     "saving every 0 steps": ("trainer.save_every=0", "trainer.save_every"),
     "keeping -1 checkpoints": ("trainer.keep=-1", "trainer.keep"),
     "-1 workers": ("trainer.workers=-1", "trainer.workers"),
+    "measuring every -1 steps": ("trainer.diagnose_every=-1", "trainer.diagnose_every"),
     "an unknown key with a +": ("+sede=3", "sede"),
     "an unknown key of a stage with a +": (f"+{STAGE}.epoch=3", f"{STAGE}.epoch"),
     "an unknown key of the trainer with a +": ("+trainer.precison=bf16", "trainer.precison"),

@@ -281,6 +281,16 @@ def leaves(value):
     return [leaf for below in value.values() for leaf in leaves(below)] if isinstance(value, dict) else [value]
 
 
+@pytest.mark.parametrize("solver", ["barrier, means", "sequential"])
+def test_what_is_measured_of_a_step_is_the_same_after_a_stop(tmp_path, train, solver):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    model = train(whole, solver, diagnose_every=1)
+    with pytest.raises(Preempted):
+        train(stopped, solver, stop=("finetune", 3), diagnose_every=1)
+    assert_same_run(stopped, train(stopped, solver, resume=True, diagnose_every=1), whole, model)
+    assert all("aligned_step_ratio" in row for row in metrics(whole))
+
+
 def test_a_run_that_is_stopped_twice_is_still_the_same_run(tmp_path, train, uninterrupted):
     for stop, resume in ((("pretrain", 1), False), (("finetune", 2), True)):
         with pytest.raises(Preempted):

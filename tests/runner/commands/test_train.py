@@ -113,11 +113,14 @@ def test_resuming_may_change_how_the_run_runs_and_writes_no_step_twice(trained: 
     run = failed(trained, "first", "resumed")
     shutil.rmtree(run / "checkpoints" / "finetune")
     shutil.rmtree(run / "model")
-    done = trained.train("name=resumed", "resume=auto", "trainer.save_every=2", "trainer.keep=1")
+    done = trained.train(
+        "name=resumed", "resume=auto", "trainer.save_every=2", "trainer.keep=1", "trainer.diagnose_every=1"
+    )
     assert done.code == 0, done.err
     assert "resuming from" in done.err
     assert [row["total_step"] for row in metrics(run)] == [1, 2, 3, 4, 5, 6]
     assert [path.name for path in (run / "checkpoints" / "finetune").iterdir()] == ["step-000003"]
+    assert ["curvature" in row for row in metrics(run)] == [False] * 3 + [True] * 3
     expected = weights(trained.run("first"))
     for name, tensor in weights(run).items():
         assert torch.equal(tensor, expected[name]), name
