@@ -45,6 +45,7 @@ from hialign.training import (
     latest,
     probe_groups,
 )
+from hialign.training.diagnostics import Watch
 from hialign.training.optim import adamw
 from hialign.training.sharded import dots
 
@@ -163,7 +164,7 @@ def train(
     torch.manual_seed((99 if resume else 1) + distributed.rank())
     with Logs(folder, [], {}, main=distributed.is_main(), after=found.step if found else 0) as logs:
         cpu = torch.device("cpu")
-        Training(model.root, [stage], folder, logs, cpu, save_every=2).run(found)
+        Training(model.root, [stage], folder, logs, cpu, save_every=2, diagnose_every=2).run(found)
     torch.save(model.root.state_dict(), folder / f"weights-{distributed.rank()}.pt")
 
 
@@ -258,8 +259,9 @@ def fit(solver):
     oracle = TrainingOracle(root, levels, optimizer, groups, schedule=lambda progress: 1.0, **settings)
     logged = []
     for oracle.step in range(STEPS):
+        watch = Watch(oracle)
         solver.step(oracle)
-        logged.append(oracle.take_numbers())
+        logged.append(oracle.take_numbers() | watch.read(None))
     whole = {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in parameters.items()}
     return {"logged": logged, "weights": {name: p.detach() for name, p in whole.items()}}
 
