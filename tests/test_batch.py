@@ -68,3 +68,13 @@ def test_a_batch_cannot_be_changed_and_its_fields_are_named():
         pairs().records = ()
     with pytest.raises(TypeError):
         LanguageBatch(("a",), torch.rand(1, 3, 4, 4), tokens(rows=1))
+
+
+def test_some_rows_of_pairs_are_those_rows_of_everything():
+    tokens = Tokens(ids=torch.arange(6).view(3, 2), mask=torch.ones(3, 2), labels=-torch.arange(6).view(3, 2))
+    batch = PairBatch(records=("a", "b", "c"), pixel_values=torch.arange(3.0), caption=tokens, clip_caption=None)
+    cut = batch.rows(slice(1, 3))
+    assert (cut.records, len(cut), cut.clip_caption) == (("b", "c"), 2, None)
+    assert cut.pixel_values.tolist() == [1.0, 2.0]
+    assert (cut.caption.ids.tolist(), cut.caption.labels.tolist()) == ([[2, 3], [4, 5]], [[-2, -3], [-4, -5]])
+    assert len(batch) == 3

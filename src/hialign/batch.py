@@ -80,6 +80,11 @@ class PairBatch(Batch):
     caption: Tokens  # in the language model's vocabulary, no image placeholder
     clip_caption: Tokens | None  # in the CLIP text tower's vocabulary, start and end included; None: there is none
 
+    def rows(self, chosen: slice) -> Self:
+        """The batch of these rows alone."""
+        cut: Self = _map_tensors(replace(self, records=self.records[chosen]), lambda tensor: tensor[chosen])
+        return cut
+
 
 @dataclass(frozen=True, kw_only=True)
 class HallucinatedBatch(PairBatch):

@@ -91,10 +91,10 @@ def gather(rows: Tensor) -> tuple[Tensor, int]:
     return gathered, rank() * len(rows)
 
 
-def sum_(tensor: Tensor) -> Tensor:
-    """``tensor``, overwritten with its sum over the processes."""
+def sum_(tensor: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """``tensor``, overwritten with its sum over the processes, or over those of ``group``."""
     if active():
-        dist.all_reduce(tensor)
+        dist.all_reduce(tensor, group=group)
     return tensor
 
 

@@ -13,17 +13,58 @@ import sys
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 from hialign import cli, distributed
+from hialign.batch import Batch
 from hialign.data import Loader, flickr8k
 from hialign.models import part_of, set_trainable, tiny
 from hialign.objectives import Contrastive, NextToken, Result
 from hialign.runner.assemble import collator
-from hialign.solvers import Alternating, Joint, Single
-from hialign.training import LevelRun, Logs, NonFinite, Optimisation, Preempted, Stage, Training, latest
+from hialign.solvers import (
+    Alternating,
+    ConstrainedDual,
+    DynamicBarrier,
+    ImplicitTangent,
+    Joint,
+    Single,
+    ValuePenalty,
+)
+from hialign.training import (
+    LevelRun,
+    Logs,
+    NonFinite,
+    Optimisation,
+    Preempted,
+    Stage,
+    Training,
+    TrainingOracle,
+    latest,
+    probe_groups,
+)
+from hialign.training.diagnostics import Watch
+from hialign.training.optim import adamw
+from hialign.training.sharded import dots
 
 STEPS = 3
-SOLVERS = {"joint": lambda: Joint(0.5), "alternating": lambda: Alternating(inner_steps=2, half_life=2.0)}
+SOLVERS = {
+    "joint": lambda: Joint(0.5),
+    "alternating": lambda: Alternating(inner_steps=2, half_life=2.0),
+    "dynamic_barrier": lambda: DynamicBarrier(ema=0.5),
+    "constrained_dual": lambda: ConstrainedDual(rate=0.5),
+    "value_penalty": ValuePenalty,
+    "cached": DynamicBarrier,  # on two processes in micro-batches, on one as a whole
+    "fp32": DynamicBarrier,
+}
+SHARDED = {
+    "dynamic_barrier": lambda: DynamicBarrier(ema=0.5),
+    "constrained_dual": lambda: ConstrainedDual(best=0.5, rate=0.5),
+    "value_penalty": ValuePenalty,
+    "implicit_tangent": lambda: ImplicitTangent(difference=1e-5, steps=3),
+}
 PARTS = ("vision", "projector", "llm", "text", "heads")
 CLI = [
     *("experiment=hierarchical", "data=flickr8k", "trainer.device=cpu"),
@@ -58,12 +99,26 @@ class Spoilt(NextToken):
         return Result(result.loss_sum + (0 * result.loss_sum).sqrt(), result.weight)
 
 
+class Noted:
+    """A solver beside which each rank writes down the weights that it computed."""
+
+    def __init__(self, solver):
+        self.solver, self.weights = solver, []
+        self.two_level, self.requires = True, solver.requires
+        self.state_dict, self.load_state_dict = solver.state_dict, solver.load_state_dict
+
+    def step(self, oracle):
+        self.solver.step(oracle)
+        self.weights += oracle.numbers.get("weight", [])
+
+
 class Signalled:
     """A solver that sends a signal to rank 1 alone in step ``at``."""
 
     def __init__(self, solver, at):
         self.solver, self.at = solver, at
-        self.two_level, self.state_dict, self.load_state_dict = True, solver.state_dict, solver.load_state_dict
+        self.two_level, self.requires = True, solver.requires
+        self.state_dict, self.load_state_dict = solver.state_dict, solver.load_state_dict
 
     def step(self, oracle):
         if oracle.step + 1 == self.at and distributed.rank() == 1:
@@ -71,7 +126,9 @@ class Signalled:
         self.solver.step(oracle)
 
 
-def train(folder, drawn, solver, *, outer=None, pairs=("clip", "projector"), double=False, resume=False, save_every=2):
+def train(
+    folder, drawn, solver, *, outer=None, pairs=("clip", "projector"), inner_rows=None, double=False, resume=False
+):
     """Trains one stage on this process's share of each batch of 8; writes the weights of every rank beside it."""
     if distributed.is_main():
         folder.mkdir(exist_ok=True)
@@ -101,13 +158,13 @@ def train(folder, drawn, solver, *, outer=None, pairs=("clip", "projector"), dou
 
     levels = {"outer": level(outer or NextToken(), 4)}
     if pairs:
-        levels["inner"] = level(Contrastive(pairs), rows)
+        levels["inner"] = level(Contrastive(pairs), inner_rows or rows)
     stage = Stage("only", levels, solver, Optimisation(STEPS, weight_decay=0.1), rates, part_of)
     found = latest(folder, ["only"]) if resume else None
     torch.manual_seed((99 if resume else 1) + distributed.rank())
     with Logs(folder, [], {}, main=distributed.is_main(), after=found.step if found else 0) as logs:
         cpu = torch.device("cpu")
-        Training(model.root, [stage], folder, logs, cpu, save_every=save_every).run(found)
+        Training(model.root, [stage], folder, logs, cpu, save_every=2, diagnose_every=2).run(found)
     torch.save(model.root.state_dict(), folder / f"weights-{distributed.rank()}.pt")
 
 
@@ -119,7 +176,110 @@ def told(folder, error):
 
 def compare(out, drawn):
     for name, solver in SOLVERS.items():
-        train(out / name, drawn, solver(), double=True)
+        noted = Noted(solver())
+        split = 2 if name == "cached" and distributed.active() else None
+        train(out / name, drawn, noted, double=name != "fp32", inner_rows=split)
+        (out / name / f"solver-weights-{distributed.rank()}.json").write_text(json.dumps(noted.weights))
+
+
+class Rows(Batch):
+    """Numbers, and what each level wants of them."""
+
+    def __init__(self, x, inner, outer):
+        object.__setattr__(self, "records", tuple(f"r{i}" for i in range(len(x))))
+        for name, value in (("x", x), ("inner", inner), ("outer", outer)):
+            object.__setattr__(self, name, value)
+
+    def to(self, device):
+        return self
+
+
+class Share:
+    """A stream of this process's half of 8 rows; other ones in every step."""
+
+    def __init__(self):
+        self.step = 0
+
+    def next(self):
+        batch, self.step = self.peek(), self.step + 1
+        return [batch]
+
+    def peek(self):
+        generator = torch.Generator().manual_seed(self.step)
+        whole = [torch.randn(8, dim, generator=generator, dtype=torch.float64) for dim in (6, 4, 3)]
+        rows = 8 // distributed.world_size()
+        mine = slice(distributed.rank() * rows, (distributed.rank() + 1) * rows)
+        return Rows(*(tensor[mine] for tensor in whole))
+
+
+class Small(nn.Module):
+    """A layer that both levels read, with a number of rows that two ranks cannot share equally, and one for each."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.shared = nn.Linear(6, 5, dtype=torch.float64)
+        self.inner = nn.Linear(5, 4, dtype=torch.float64)
+        self.outer = nn.Linear(5, 3, dtype=torch.float64)
+
+    def forward(self, objective, batch):
+        return objective(self, batch)
+
+
+class Fitted:
+    """Half the squared distance between a level's head on the shared layer and what the level wants, summed."""
+
+    batch_type, whole_batch, bounded = Rows, False, False
+
+    def __init__(self, level):
+        self.level = level
+
+    def __call__(self, root, batch):
+        out = getattr(root, self.level)(torch.tanh(root.shared(batch.x)))
+        return Result((out - getattr(batch, self.level)).square().sum() / 2, torch.tensor(float(len(out))))
+
+
+def fit(solver):
+    """Three steps on ``Small``, cut over the ranks where there are two: what was logged, and the whole parameters."""
+    root = Small()
+    if distributed.active():
+        mesh = init_device_mesh("cpu", (distributed.world_size(),))
+        for module in (root.shared, root):
+            fully_shard(module, mesh=mesh)
+        assert all(isinstance(parameter, DTensor) for parameter in root.parameters())
+    levels = {level: LevelRun(Fitted(level), {"rows": Share()}) for level in ("inner", "outer")}
+    optimisation = Optimisation(STEPS, clip=0.0)
+    stage = Stage("only", levels, solver, optimisation, dict, str)
+    cpu = torch.device("cpu")
+    parameters = dict(root.named_parameters())
+    groups = probe_groups(root, stage, "fp32", cpu)
+    assert {name.split(".")[0]: group for name, group in groups.items()} == {g: g for g in ("inner", "shared", "outer")}
+    optimizer = adamw(parameters, dict.fromkeys(parameters, 1e-2), optimisation)
+    settings = {"total_steps": STEPS, "clip": 0.0, "precision": "fp32", "device": cpu}
+    oracle = TrainingOracle(root, levels, optimizer, groups, schedule=lambda progress: 1.0, **settings)
+    logged = []
+    for oracle.step in range(STEPS):
+        watch = Watch(oracle)
+        solver.step(oracle)
+        logged.append(oracle.take_numbers() | watch.read(None))
+    whole = {n: p.full_tensor() if isinstance(p, DTensor) else p for n, p in parameters.items()}
+    return {"logged": logged, "weights": {name: p.detach() for name, p in whole.items()}}
+
+
+def multiply():
+    """Inner products of parameters of which only some are cut over the ranks."""
+    root = Small()
+    if distributed.active():
+        fully_shard(root.shared, mesh=init_device_mesh("cpu", (distributed.world_size(),)))
+    values = {name: p.detach() for name, p in root.named_parameters()}
+    assert {isinstance(value, DTensor) for value in values.values()} == {False, distributed.active()}
+    only = {name: value for name, value in values.items() if name.startswith("outer")}
+    return dots([(values, values), (values, only), (only, {})], torch.device("cpu"))
+
+
+def shard(out, drawn):
+    seen = {name: fit(solver()) for name, solver in SHARDED.items()} | {"dots": multiply()}
+    torch.save(seen, out / f"sharded-{distributed.rank()}.pt")
 
 
 def stop_and_resume(out, drawn):
@@ -149,7 +309,7 @@ def main():
     out, drawn = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     distributed.start(cpu=True)
-    for case in (compare, stop_and_resume, not_finite):
+    for case in (compare, shard, stop_and_resume, not_finite):
         case(out, drawn)
     # a command leaves the process group at its end, and gloo does not reliably join another in the same launch
     left = []

@@ -19,7 +19,9 @@ from hialign.training import latest
 pytestmark = pytest.mark.distributed
 
 SCRIPT = Path(__file__).with_name("ranks.py")
-SOLVERS = ("joint", "alternating")
+WEIGHING = ("dynamic_barrier", "constrained_dual", "value_penalty", "cached")
+SOLVERS = ("joint", "alternating", *WEIGHING)
+SHARDED = ("dynamic_barrier", "constrained_dual", "value_penalty", "implicit_tangent")
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,7 @@ def both(tmp_path_factory, drawn):
                 ranks = importlib.util.module_from_spec(spec)
                 spec.loader.exec_module(ranks)
                 ranks.compare(one, drawn)
+                ranks.shard(one, drawn)
                 assert ranks.command(one, drawn) == 0
             _, errors = launch.communicate(timeout=120)
         finally:
@@ -82,10 +85,13 @@ def told(folder):
 def test_two_processes_compute_the_losses_of_one(one, two, solver):
     expected, found = rows(one / solver), rows(two / solver)
     assert len(found) == len(expected) == 3
+    assert ["inner_snr" in row for row in expected] == [False, True, False]
     for row, other in zip(found, expected, strict=True):
         assert row.keys() == other.keys()
         for key, value in row.items():
-            tolerance = 1e-6 if key.endswith("norm") else 1e-9
+            if key == "inner_snr":  # of other halves: each rank's rows are halved
+                continue
+            tolerance = 1e-6 if key.endswith(("norm", "clip_factor")) else 1e-9
             assert value == (pytest.approx(other[key], rel=tolerance) if isinstance(value, float) else other[key]), key
 
 
@@ -97,6 +103,42 @@ def test_two_processes_end_at_the_weights_of_one(one, two, solver):
         torch.testing.assert_close(
             tensor, expected[name], rtol=1e-9, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}"
         )
+
+
+def weights_of_solver(folder, rank=0):
+    return json.loads((folder / f"solver-weights-{rank}.json").read_text())
+
+
+@pytest.mark.parametrize(("solver", "tolerance"), [*((name, 1e-9) for name in WEIGHING), ("fp32", 1e-5)])
+def test_the_weight_of_the_inner_gradient_is_that_of_one_process_and_the_same_on_all_ranks(one, two, solver, tolerance):
+    first, second = (weights_of_solver(two / solver, rank) for rank in (0, 1))
+    assert first == second
+    assert first == pytest.approx(weights_of_solver(one / solver), rel=tolerance)
+    assert len(set(first)) == len(first) == 3
+
+
+@pytest.mark.parametrize("solver", SHARDED)
+def test_a_sharded_model_is_trained_as_the_whole_one(one, two, solver):
+    """The loss, the weight, every norm and inner product that is logged, and where the parameters end."""
+    expected = torch.load(one / "sharded-0.pt")[solver]
+    for rank in (0, 1):
+        found = torch.load(two / f"sharded-{rank}.pt")[solver]
+        for row, other in zip(found["logged"], expected["logged"], strict=True):
+            assert row.keys() == other.keys()
+            for key, value in row.items():
+                assert value == pytest.approx(other[key], rel=1e-6 if key.endswith("norm") else 1e-9), key
+        for name, tensor in expected["weights"].items():
+            torch.testing.assert_close(found["weights"][name], tensor, rtol=1e-9, atol=1e-9)
+    assert all({"curvature", "inner_step_cosine", "aligned_step_ratio"} <= set(row) for row in expected["logged"])
+    key = "cg_residual" if solver == "implicit_tangent" else "weight"
+    assert len({row[key] for row in expected["logged"]}) == 3  # a solver that did nothing would be equal too
+
+
+def test_what_every_rank_holds_whole_counts_once_beside_shards(one, two):
+    whole, outer, nothing = torch.load(one / "sharded-0.pt")["dots"]
+    assert whole > outer > nothing == 0
+    for rank in (0, 1):
+        assert torch.load(two / f"sharded-{rank}.pt")["dots"] == pytest.approx([whole, outer, 0.0], rel=1e-12)
 
 
 @pytest.mark.parametrize("run", [*SOLVERS, "whole", "stopped"])

@@ -79,7 +79,7 @@ def test_each_pairs_loss_is_logged_without_a_graph():
     pairs, records = ("clip", "llm"), ("a", "b", "c")
     table = random_table(pairs, rows=3)
     result = Contrastive(pairs)(table, pair_batch(*records))
-    assert set(result.numbers) == {"clip_loss", "llm_loss"}
+    assert set(result.numbers) == {"clip_loss", "llm_loss", "floor"}
     for pair in pairs:
         number = result.numbers[f"{pair}_loss"]
         assert number.item() == pytest.approx(slow(table.images[pair], table.texts[pair], 0.5, records), rel=1e-6)
@@ -87,7 +87,33 @@ def test_each_pairs_loss_is_logged_without_a_graph():
 
 
 def test_a_lone_pair_is_not_logged_twice():
-    assert not Contrastive(["llm"])(random_table(("llm",), rows=3), pair_batch("a", "b", "c")).numbers
+    assert set(Contrastive(["llm"])(random_table(("llm",), rows=3), pair_batch("a", "b", "c")).numbers) == {"floor"}
+
+
+def test_the_floor_is_reached_by_a_simplex_and_is_the_sum_over_pairs():
+    corners = torch.tensor([[1.0, 0.0], [-0.5, 0.75**0.5], [-0.5, -(0.75**0.5)]], dtype=torch.float64)
+    pairs = ("clip", "projector")
+    sides = dict.fromkeys(pairs, corners)
+    result = Contrastive(pairs)(Table(sides, sides), pair_batch("a", "b", "c"))
+    by_hand = 2 * math.log(1 + 2 * math.exp(-1.5 / 0.5))  # the cosines are 1 and -1/2
+    assert float(result.numbers["floor"]) == pytest.approx(by_hand, rel=1e-6)
+    assert result.loss_sum.item() / 3 == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_no_embeddings_come_below_the_floor():
+    for seed in range(50):
+        torch.manual_seed(seed)
+        result = Contrastive(("clip",))(random_table(("clip",), rows=4), pair_batch("a", "b", "c", "d"))
+        assert result.loss_sum.item() / 4 >= float(result.numbers["floor"]) > 0
+
+
+def test_the_floor_is_0_where_a_record_comes_twice_since_it_has_fewer_negatives():
+    result = Contrastive(("clip",))(random_table(("clip",), rows=3), pair_batch("a", "b", "a"))
+    assert float(result.numbers["floor"]) == 0
+
+
+def test_one_row_alone_has_no_floor():
+    assert not Contrastive(("clip",))(random_table(("clip",), rows=1), pair_batch("a")).numbers
 
 
 def test_a_record_that_is_twice_in_a_batch_is_no_false_negative_of_itself():

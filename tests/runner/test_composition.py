@@ -30,6 +30,13 @@ def body(group: str, name: str) -> dict[str, Any]:
     return tree  # type: ignore[no-any-return]
 
 
+def solver_body(name: str) -> dict[str, Any]:
+    """A solver's yaml, with what it takes over from another one."""
+    own = body("solver", name)
+    inherited = [solver_body(base) for base in own.pop("defaults", []) if base != "_self_"]
+    return {key: value for tree in (*inherited, own) for key, value in tree.items()}
+
+
 @pytest.mark.parametrize(("experiment", "model", "suite"), list(product(*map(names, ("experiment", "model", "data")))))
 def test_every_experiment_goes_with_every_model_and_every_suite_that_has_its_roles(
     validated: Compose, experiment: str, model: str, suite: str
@@ -59,9 +66,9 @@ def test_every_suite_has_a_root_heldout_data_and_a_word_on_every_role(suite: str
 def test_a_solver_goes_with_the_experiments_of_as_many_levels(validated: Compose, experiment: str, solver: str) -> None:
     plain = validated(f"experiment={experiment}", *DATA)
     levels = {stage.inner is not None for stage in plain.stages.values()}
-    two_level = build(body("solver", solver), "solver").two_level
+    two_level = build(solver_body(solver), "solver").two_level
     if two_level in levels:
-        assert validated(f"experiment={experiment}", *DATA, f"solver={solver}").solver == body("solver", solver)
+        assert validated(f"experiment={experiment}", *DATA, f"solver={solver}").solver == solver_body(solver)
     else:
         with pytest.raises(ValueError, match=r"^solver: "):
             validated(f"experiment={experiment}", *DATA, f"solver={solver}")
@@ -120,7 +127,7 @@ def test_one_stage_can_have_a_solver_of_its_own(validated: Compose) -> None:
     config = validated(*TWO_LEVELS, "+solver@stages.pretrain.solver=joint")
     assert config.stages.pretrain.solver == {"_target_": "hialign.solvers.Joint", "weight": 1.0}
     assert config.stages.finetune.solver is None
-    assert config.solver["_target_"] == "hialign.solvers.Alternating"
+    assert config.solver["_target_"] == "hialign.solvers.DynamicBarrier"
 
 
 def test_single_is_fine_for_the_run_when_each_two_level_stage_has_a_solver_of_its_own(validated: Compose) -> None:

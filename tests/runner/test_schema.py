@@ -53,6 +53,41 @@ REFUSED = {
         f"{STAGE}.train.nose: got 'full'",
         "vision, projector, llm",
     ),
+    "an unknown part that the inner loss reads": (
+        (*TWO_LEVELS, f"{STAGE}.inner_depends_on_outer=[nose]"),
+        f"{STAGE}.inner_depends_on_outer: got 'nose'",
+        "vision, projector, llm",
+    ),
+    "a frozen part that the outer level may choose": (
+        (*TWO_LEVELS, f"{STAGE}.inner_depends_on_outer=[temperature]"),
+        f"{STAGE}.inner_depends_on_outer: temperature does not train here",
+        f"{STAGE}.train",
+    ),
+    "a part that the inner loss reads, without inner level": (
+        (*LLAVA, f"{STAGE}.inner_depends_on_outer=[llm]"),
+        f"{STAGE}.inner_depends_on_outer: this stage has no inner level",
+        f"{STAGE}.inner too",
+    ),
+    "a budget above nothing that is known": (
+        (
+            *TWO_LEVELS,
+            "solver=constrained_dual",
+            "inner.objective._target_=hialign.objectives.NextToken",
+            "~inner.objective.pairs",
+        ),
+        "solver.best: not given, and hialign.objectives.NextToken of stages.pretrain has no proved floor",
+        "set solver.best=",
+    ),
+    "a barrier by a value that nobody knows": (
+        (
+            *(*TWO_LEVELS, f"+solver@{STAGE}.solver=dynamic_barrier", f"{STAGE}.solver.phi=value"),
+            "inner.objective._target_=hialign.objectives.NextToken",
+            "~inner.objective.pairs",
+        ),
+        f"{STAGE}.solver.best: not given",
+        "phi=grad",
+    ),
+    "an unknown phi": ((*TWO_LEVELS, "solver.phi=gradient"), "solver: phi: got 'gradient'", "grad, value, min"),
     "an unknown mode": (
         (*TWO_LEVELS, f"{STAGE}.train.vision=half"),
         f"{STAGE}.train.vision: got 'half'",
@@ -113,9 +148,9 @@ REFUSED = {
         "did you mean width?",
     ),
     "an argument of another solver": (
-        (*TWO_LEVELS, "+solver.weight=3"),
-        "solver.weight: hialign.solvers.Alternating takes no weight",
-        "inner_steps, power, half_life",
+        (*TWO_LEVELS, "+solver.half_life=3"),
+        "solver.half_life: hialign.solvers.DynamicBarrier takes no half_life",
+        "start, end, ramp, phi",
     ),
     "a misspelt argument of an objective": (
         (*TWO_LEVELS, "+inner.objective.pair=[clip]"),
@@ -205,10 +240,10 @@ def test_a_package_of_the_user_s_is_admitted_by_name(
     validated: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "a_users_package.py").write_text(
-        "class Mine:\n    two_level = True\n    def __init__(self, pull: float = 1.0): self.pull = pull\n"
+        "class Mine:\n    two_level, requires = True, ()\n    def __init__(self, pull: float = 1.0): self.pull = pull\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    mine = ("~solver.inner_steps", "~solver.power", "~solver.half_life", "solver._target_=a_users_package.Mine")
+    mine = ("solver=joint", "~solver.weight", "solver._target_=a_users_package.Mine")
     with pytest.raises(ValueError, match=r"solver\._target_: got 'a_users_package\.Mine'.*allow=\[package\]"):
         validated(*TWO_LEVELS, *mine)
     assert validated(*TWO_LEVELS, *mine, "allow=[a_users_package]").solver._target_ == "a_users_package.Mine"
@@ -234,6 +269,7 @@ SLIPS = {
     "saving every 0 steps": ("trainer.save_every=0", "trainer.save_every"),
     "keeping -1 checkpoints": ("trainer.keep=-1", "trainer.keep"),
     "-1 workers": ("trainer.workers=-1", "trainer.workers"),
+    "measuring every -1 steps": ("trainer.diagnose_every=-1", "trainer.diagnose_every"),
     "an unknown key with a +": ("+sede=3", "sede"),
     "an unknown key of a stage with a +": (f"+{STAGE}.epoch=3", f"{STAGE}.epoch"),
     "an unknown key of the trainer with a +": ("+trainer.precison=bf16", "trainer.precison"),

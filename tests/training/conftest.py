@@ -57,6 +57,8 @@ def make_stage(dataset: Dataset[CaptionedImage]) -> Callable[..., Stage]:
         outer: Any = None,
         batch_size: int = 8,
         micro_batch_size: int = 8,
+        inner_micro_batch_size: int | None = None,
+        inner_depends_on_outer: tuple[str, ...] = (),
         rate: float = 1e-3,
         **settings: Any,
     ) -> Stage:
@@ -72,7 +74,8 @@ def make_stage(dataset: Dataset[CaptionedImage]) -> Callable[..., Stage]:
         levels: dict[Any, LevelRun] = {"outer": LevelRun(task, {"caption": loader(task, micro_batch_size)})}
         if pairs:
             inner = Contrastive(pairs)
-            levels["inner"] = LevelRun(inner, {"pairs": loader(inner, batch_size)})
-        return Stage(name, levels, solver, Optimisation(steps=steps, **settings), rates, part_of)
+            levels["inner"] = LevelRun(inner, {"pairs": loader(inner, inner_micro_batch_size or batch_size)})
+        optimisation = Optimisation(steps=steps, **settings)
+        return Stage(name, levels, solver, optimisation, rates, part_of, inner_depends_on_outer)
 
     return make

@@ -14,9 +14,23 @@ import torch
 from torch import nn
 
 from hialign.objectives import NextToken, Result
-from hialign.solvers import Alternating, Joint, Sequential, Single, axpy
+from hialign.solvers import (
+    MGDA,
+    Alternating,
+    CAGrad,
+    ConstrainedDual,
+    DynamicBarrier,
+    ImplicitTangent,
+    Joint,
+    PCGrad,
+    Sequential,
+    Single,
+    ValuePenalty,
+    axpy,
+)
 from hialign.training import Logs, NonFinite, Preempted, Training, latest, load_weights
 from hialign.training.checkpoint import read_weights
+from hialign.training.loop import _on
 
 CPU = torch.device("cpu")
 STAGES = ("pretrain", "finetune")
@@ -27,6 +41,7 @@ class Remembering:
     """A weighted sum whose weight follows from all steps so far: a solver with a state of its own."""
 
     two_level = True
+    requires = frozenset()
 
     def __init__(self):
         self.weight = torch.tensor(0.5)
@@ -49,7 +64,20 @@ SOLVERS = {
     "alternating": lambda: Alternating(inner_steps=2, half_life=2.0),
     "sequential": lambda: Sequential(fraction=0.5),  # changes its level behind step 2
     "remembering": Remembering,
+    "barrier": lambda: DynamicBarrier(warmup=1.0),  # its unit is measured at every step
+    "barrier, means": lambda: DynamicBarrier(ema=0.9),
+    "barrier, value": lambda: DynamicBarrier(phi="min", clamp=False),
+    "barrier, deep": lambda: DynamicBarrier(inner_steps=2),
+    "dual": lambda: ConstrainedDual(rate=0.5),
+    "penalty": lambda: ValuePenalty(warmup=1.0),
+    "penalty, deep": lambda: ValuePenalty(inner_steps=2),
+    "tangent": lambda: ImplicitTangent(steps=2),
+    "pcgrad": PCGrad,
+    "mgda": MGDA,
+    "cagrad": CAGrad,
 }
+DEEP = ("barrier, deep", "penalty, deep")  # the inner loss reads the language model, which the task alone may choose
+WITH_STATE = ("remembering", "barrier", "barrier, means", "dual", "penalty", "penalty, deep")
 STOPS = (("pretrain", 2), ("pretrain", STEPS), ("finetune", 3))  # in an epoch, at a stage's end, in the second epoch
 
 
@@ -61,12 +89,23 @@ class Shaken(NextToken):
         return Result(result.loss_sum * (0.5 + torch.rand(())), result.weight)
 
 
+class Forgetful:
+    """A solver that does not take its state back."""
+
+    def __init__(self, solver):
+        self.solver, self.step, self.state_dict = solver, solver.step, solver.state_dict
+        self.two_level, self.requires = solver.two_level, solver.requires
+
+    def load_state_dict(self, state):
+        pass
+
+
 class Interrupted:
     """A solver that sends this process ``signals`` in the middle of its step number ``at``, counted from 1."""
 
     def __init__(self, solver, at, *signals):
         self.solver, self.at, self.signals = solver, at, signals
-        self.two_level = solver.two_level
+        self.two_level, self.requires = solver.two_level, solver.requires
 
     def step(self, oracle):
         if oracle.step + 1 == self.at:
@@ -99,10 +138,12 @@ def _uncaught_signals_are_failures():
 def train(make_stage, new_model):
     """A function that runs two stages in ``folder``, anew or from the last checkpoint, and gives the model back."""
 
-    def run(folder, solver, *, stop=None, signals=(signal.SIGTERM,), resume=False, steps=STEPS, **settings):
+    def run(
+        folder, solver, *, stop=None, signals=(signal.SIGTERM,), resume=False, forget=False, steps=STEPS, **settings
+    ):
         folder.mkdir(exist_ok=True)
         model = new_model()
-        solvers = {name: SOLVERS[solver]() for name in STAGES}
+        solvers = {name: Forgetful(SOLVERS[solver]()) if forget else SOLVERS[solver]() for name in STAGES}
         if stop:
             solvers[stop[0]] = Interrupted(solvers[stop[0]], stop[1], *signals)
         shared = {"pairs": ("clip", "projector"), "steps": steps, "outer": Shaken(), "micro_batch_size": 4}
@@ -115,6 +156,7 @@ def train(make_stage, new_model):
                 train=("projector", "llm", "text", "heads"),  # not the tower, which the first stage has trained
                 weight_decay=0.1,
                 **shared,
+                **({"inner_depends_on_outer": ("llm",)} if solver in DEEP else {}),
             ),
         ]
         found = latest(folder, STAGES) if resume else None
@@ -193,7 +235,10 @@ def test_the_comparison_sees_one_bit(model):
 
 @pytest.mark.parametrize(
     ("solver", "stop"),
-    [*product(("joint", "alternating", "sequential"), STOPS), ("remembering", ("finetune", 3))],
+    [
+        *product(("joint", "alternating", "sequential"), STOPS),
+        *((solver, ("finetune", 2)) for solver in SOLVERS if solver not in ("joint", "alternating", "sequential")),
+    ],
     ids=lambda value: value if isinstance(value, str) else f"{value[0]}-{value[1]}",
 )
 def test_a_run_that_is_stopped_and_resumed_is_bit_for_bit_the_run_that_was_not(
@@ -208,6 +253,42 @@ def test_a_run_that_is_stopped_and_resumed_is_bit_for_bit_the_run_that_was_not(
     assert (found.stage, found.step) == stop
     model = train(tmp_path, solver, resume=True)
     assert_same_run(tmp_path, model, *uninterrupted(solver))
+
+
+@pytest.mark.parametrize("solver", WITH_STATE)
+def test_a_solver_that_does_not_get_its_state_back_goes_another_way(tmp_path, train, uninterrupted, solver):
+    """Guards the test above: where the state made no difference, it would see none."""
+    with pytest.raises(Preempted):
+        train(tmp_path, solver, stop=("finetune", 2))
+    train(tmp_path, solver, resume=True, forget=True)
+    found, expected = metrics(tmp_path), metrics(uninterrupted(solver)[0])
+    assert found[: STEPS + 2] == expected[: STEPS + 2]
+    assert found[-1] != expected[-1]
+
+
+@pytest.mark.parametrize("solver", WITH_STATE)
+def test_a_solvers_state_is_in_the_checkpoint_as_plain_values_and_goes_to_the_device_of_the_run(uninterrupted, solver):
+    saved = torch.load(latest(uninterrupted(solver)[0], STAGES).folder / "state.pt", weights_only=True)["solver"]
+    assert saved
+    found = leaves(_on(torch.device("meta"), saved))
+    assert [type(value) for value in found] == [type(value) for value in leaves(saved)]
+    tensors = [value for value in found if isinstance(value, torch.Tensor)]
+    assert {tensor.device.type for tensor in tensors} <= {"meta"}
+    assert bool(tensors) == (solver in ("remembering", "barrier, means", "penalty, deep"))
+
+
+def leaves(value):
+    return [leaf for below in value.values() for leaf in leaves(below)] if isinstance(value, dict) else [value]
+
+
+@pytest.mark.parametrize("solver", ["barrier, means", "sequential"])
+def test_what_is_measured_of_a_step_is_the_same_after_a_stop(tmp_path, train, solver):
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    model = train(whole, solver, diagnose_every=1)
+    with pytest.raises(Preempted):
+        train(stopped, solver, stop=("finetune", 3), diagnose_every=1)
+    assert_same_run(stopped, train(stopped, solver, resume=True, diagnose_every=1), whole, model)
+    assert all("aligned_step_ratio" in row for row in metrics(whole))
 
 
 def test_a_run_that_is_stopped_twice_is_still_the_same_run(tmp_path, train, uninterrupted):
@@ -305,7 +386,8 @@ def test_a_checkpoint_on_the_starting_model_is_the_trained_model(uninterrupted, 
 
 def test_the_log_tells_what_trains_by_part_and_group(uninterrupted):
     lines = (uninterrupted("joint")[0] / "log.txt").read_text().splitlines()
-    first = lines[: lines.index("stage finetune: 4 steps, solver Joint")]
+    assert lines[0].startswith("WARNING stages.finetune: weight decay 0.1")  # said before the first step
+    first = lines[1 : lines.index("stage finetune: 4 steps, solver Joint")]
     assert first[0] == "stage pretrain: 4 steps, solver Joint"
     assert first[1].split() == ["trains", "inner", "shared"]
     assert [line.split()[0] for line in first[2:4]] == ["vision", "projector"]

@@ -63,6 +63,12 @@ class Four(nn.Module):
         return objective(self, batch)
 
 
+def plain(function):
+    """The function as an objective whose rows do not see each other."""
+    function.whole_batch = function.bounded = False
+    return function
+
+
 def inner_loss(root, batch):
     return Result((batch.x * root.inner * root.shared).sum(), torch.tensor(len(batch)))
 
@@ -80,7 +86,7 @@ def oracle_on(root, optimizer=None, *, inner=inner_loss, outer=outer_loss, strea
         streams = {"only": Steps(rows([[1.0, 2.0], [0.5, -1.0]]))}
     if optimizer is None:
         optimizer = torch.optim.SGD([{"params": list(root.parameters()), "lr": 1.0, "base_lr": 1.0}])
-    levels = {"inner": LevelRun(inner, streams), "outer": LevelRun(outer, streams)}
+    levels = {"inner": LevelRun(plain(inner), streams), "outer": LevelRun(plain(outer), streams)}
     settings = {"total_steps": 10, "clip": 0.0, "precision": "fp32", "device": CPU} | settings
     return TrainingOracle(root, levels, optimizer, GROUPS, schedule=schedule or (lambda progress: 1.0), **settings)
 
@@ -465,3 +471,239 @@ def test_a_micro_batch_without_targets_does_not_count():
     both = oracle_on(Four(), outer=objective, streams={"only": Steps(without, with_targets)}).grads("outer")
     assert torch.equal(both["shared"], alone["shared"])
     assert both["shared"].tolist() == [3.0, 0.0]
+
+
+# what solvers with a shadow, a budget or a step of their own ask for
+
+
+class Drawn(Steps):
+    """Another batch at every step."""
+
+    def next(self):
+        self.taken += 1
+        return [rows([[1.0 + self.taken, 2.0], [0.5, -1.0]])]
+
+
+def bits(root):
+    """Values, and where they lie: a parameter that was given other memory is another one to whoever holds a view."""
+    return {name: (p.detach().clone(), p.data_ptr()) for name, p in root.named_parameters()}
+
+
+def assert_untouched(root, before):
+    for name, p in root.named_parameters():
+        assert torch.equal(p, before[name][0]), name
+        assert p.data_ptr() == before[name][1], name
+        assert p.grad is None, name
+
+
+def test_a_gradient_elsewhere_is_the_gradient_of_a_model_that_is_there():
+    root, there = Four(), Four()
+    values = {"shared": torch.tensor([0.25, 4.0]).double(), "inner": torch.tensor([-1.0, 0.125]).double()}
+    with torch.no_grad():
+        for name, value in values.items():
+            getattr(there, name).copy_(value)
+    before = bits(root)
+    found = oracle_on(root).grads("inner", at=values)
+    expected = oracle_on(there).grads("inner")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert not torch.equal(found["shared"], oracle_on(root).grads("inner")["shared"])
+    assert_untouched(root, before)
+
+
+def test_values_that_name_only_some_parameters_leave_the_others_where_they_are():
+    found = oracle_on(Four()).grads("outer", at={"outer": torch.zeros(2).double()})
+    assert found["shared"].tolist() == [0.0, 0.0]  # a multiple of outer
+    assert found["outer"].abs().sum() > 0  # of shared, which is not zero
+
+
+@pytest.mark.parametrize("when", ["in the loss", "after it"])
+def test_a_loss_that_fails_elsewhere_leaves_the_parameters_to_the_bit(when):
+    def failing(root, batch):
+        if when == "in the loss":
+            raise RuntimeError("no memory")
+        return Result((root.shared * math.inf).sum(), torch.tensor(2.0))
+
+    root = Four()
+    oracle = oracle_on(root, inner=failing)
+    oracle.grads("outer")
+    before, numbers, losses = bits(root), dict(oracle.numbers), dict(oracle.losses)
+    with pytest.raises(RuntimeError if when == "in the loss" else NonFinite):
+        oracle.grads("inner", at={"shared": torch.ones(2).double(), "inner": torch.ones(2).double()})
+    for name, p in root.named_parameters():
+        assert torch.equal(p, before[name][0])
+        assert p.data_ptr() == before[name][1]
+    assert (oracle.numbers, oracle.losses) == (numbers, losses)
+
+
+def test_nothing_is_logged_of_a_gradient_elsewhere_nor_is_it_the_levels_loss():
+    root = Four()
+    oracle = oracle_on(root)
+    oracle.grads("inner")
+    loss, numbers = oracle.loss("inner"), {name: list(seen) for name, seen in oracle.numbers.items()}
+    oracle.grads("inner", at={"shared": torch.zeros(2).double()}, again=True)
+    assert oracle.loss("inner") == loss != 0
+    assert oracle.numbers == numbers
+
+
+def test_again_is_the_last_batch_and_then_comes_the_next():
+    streams = {"only": Drawn()}
+    oracle = oracle_on(Four(), streams=streams)
+    first = oracle.grads("inner")["shared"]
+    again = oracle.grads("inner", again=True)["shared"]
+    assert torch.equal(again, first)
+    assert streams["only"].taken == 1
+    assert not torch.equal(oracle.grads("inner")["shared"], first)
+    assert streams["only"].taken == 2
+
+
+def test_again_before_any_gradient_is_an_error():
+    with pytest.raises(ValueError, match="inner level: got again=True before any gradient"):
+        oracle_on(Four()).grads("inner", again=True)
+
+
+def test_again_draws_what_dropout_drew_and_leaves_the_random_state():
+    """Else the difference of two gradients, which is how curvature is measured, would be one of masks."""
+
+    def dropped(root, batch):
+        return Result((nn.functional.dropout(batch.x, 0.5) * root.inner * root.shared).sum(), torch.tensor(2.0))
+
+    oracle = oracle_on(Four(), inner=dropped, streams={"only": Steps(rows(torch.randn(40, 2).tolist()))})
+    first = oracle.grads("inner")["shared"]
+    torch.rand(3)  # by somebody else, so that the state is not the one that dropout leaves
+    state = torch.get_rng_state()
+    assert torch.equal(oracle.grads("inner", again=True)["shared"], first)
+    elsewhere = oracle.grads("inner", again=True, at={"inner": 2 * torch.tensor([1.0, 2.0]).double()})["shared"]
+    torch.testing.assert_close(elsewhere, 2 * first, rtol=1e-12, atol=0)  # which is linear in inner
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(oracle.grads("inner")["shared"], first)
+
+
+def test_a_levels_loss_is_the_last_one_at_the_present_parameters():
+    oracle = oracle_on(Four())
+    oracle.grads("outer")
+    oracle.grads("inner")
+    # x * inner * shared, rows [1, 2] and [.5, -1]: (3 - 4 + 1.5 + 2) / 2
+    assert oracle.loss("inner") == pytest.approx(1.25)
+    # x * outer * shared^2: (1 * .5 * 9 + 2 * 1.5 + .5 * .5 * 9 - 1.5) / 2
+    assert oracle.loss("outer") == pytest.approx((4.5 + 3 + 2.25 - 1.5) / 2)
+    oracle.apply({"shared": torch.tensor([3.0, 0.0]).double()})  # to [0, -1]
+    assert oracle.loss("inner") == pytest.approx(1.25)  # as last seen
+    oracle.grads("inner")
+    assert oracle.loss("inner") == pytest.approx((-4 + 2) / 2)
+
+
+def test_values_are_copies_of_the_groups_that_are_asked_for():
+    root = Four()
+    oracle = oracle_on(root)
+    values = oracle.values("inner", "shared")
+    assert {name: value.tolist() for name, value in values.items()} == {"inner": [1.0, 2.0], "shared": [3.0, -1.0]}
+    assert not any(value.requires_grad for value in values.values())
+    values["inner"].zero_()
+    assert root.inner.tolist() == [1.0, 2.0]
+    assert set(oracle.values("outer")) == {"outer", "matrix"}
+    assert oracle.values() == {}
+
+
+def test_move_adds_past_the_optimiser_and_its_moments():
+    root = Four()
+    rates = dict.fromkeys(GROUPS, 0.1)
+    named = {n: p for n, p in root.named_parameters() if n in rates}
+    oracle = oracle_on(root, adamw(named, rates, Optimisation(10, weight_decay=1.0)), clip=1.0)
+    oracle.move({"shared": torch.tensor([100.0, -1.0]).double()})
+    assert root.shared.tolist() == [103.0, -2.0]  # neither clipped nor decayed
+    assert root.inner.tolist() == [1.0, 2.0]
+    assert not oracle.optimizer.state
+    assert root.shared.requires_grad
+    assert root.shared.grad is None
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_of_the_solvers_own_that_is_not_finite_moves_nothing(bad):
+    root = Four()
+    oracle = oracle_on(root)
+    before = bits(root)
+    direction = {"inner": torch.ones(2).double(), "shared": torch.tensor([bad, 0.0]).double()}
+    with pytest.raises(NonFinite, match="the solver's own step is not finite in step 1"):
+        oracle.move(direction)
+    assert_untouched(root, before)
+
+
+def test_the_rate_is_the_largest_of_a_shared_parameter_in_the_middle_of_the_step():
+    root = Four()
+    rates = {"inner": 5.0, "shared": 0.2, "outer": 7.0, "matrix": 7.0}
+    named = {n: p for n, p in root.named_parameters() if n in rates}
+    oracle = oracle_on(root, adamw(named, rates, Optimisation(10)), schedule=lambda progress: 1 - progress)
+    oracle.step = 3
+    assert oracle.rate == pytest.approx(0.2 * (1 - 0.35))
+    direction = {"shared": torch.ones(2).double()}
+    oracle.apply(direction)
+    used = [g["lr"] for g in oracle.optimizer.param_groups if any(p is root.shared for p in g["params"])]
+    assert used == [pytest.approx(oracle.rate)]
+
+
+def test_where_no_parameter_is_shared_the_rate_is_an_inner_ones():
+    """As where the levels meet only by what the inner loss reads of the outer level."""
+    root = Four()
+    groups = {"inner": "inner", "outer": "outer"}
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [root.inner], "lr": 0.5, "base_lr": 0.5},
+            {"params": [root.outer], "lr": 3.0, "base_lr": 3.0},
+        ]
+    )
+    streams = {"only": Steps(rows([[1.0, 2.0]]))}
+    levels = {"inner": LevelRun(inner_loss, streams), "outer": LevelRun(outer_loss, streams)}
+    settings = {"total_steps": 10, "clip": 0.0, "precision": "fp32", "device": CPU}
+    oracle = TrainingOracle(root, levels, optimizer, groups, schedule=lambda progress: 1.0, **settings)
+    assert oracle.rate == 0.5
+
+
+def test_dots_run_over_the_names_that_both_have_and_add_up_in_double():
+    oracle = oracle_on(Four())
+    x = {"a": torch.tensor([1.0, 2.0]), "b": torch.tensor([[3.0]]), "only x": torch.tensor([9.0])}
+    y = {"b": torch.tensor([[5.0]]), "a": torch.tensor([-1.0, 4.0]), "only y": torch.tensor([9.0])}
+    assert oracle.dots((x, y), (x, x), (x, {})) == [22.0, 95.0, 0.0]
+    # one running total in half precision would stay at 256
+    many = {str(i): torch.ones(1, dtype=torch.bfloat16) for i in range(1000)}
+    assert oracle.dots((many, many)) == [1000.0]
+
+
+@pytest.mark.parametrize("pairs", [("clip",), ("clip", "projector")])
+def test_the_floor_is_below_the_inner_loss_and_comes_with_it(make_stage, model, pairs):
+    oracle = oracle_of(model, make_stage(model, pairs=pairs))
+    assert oracle.floor is None
+    floors = []
+    for _ in range(3):  # the third batch of 8 runs into the next epoch of 18 records
+        oracle.grads("inner")
+        floors.append(oracle.floor)
+        assert 0 <= oracle.floor < oracle.loss("inner")
+    temperature = model.root.temperature.item()
+    assert floors[0] == pytest.approx(len(pairs) * math.log(1 + 7 * math.exp(-8 / (7 * temperature))), rel=1e-5)
+    oracle.grads("outer")
+    assert oracle.floor == floors[-1]  # the outer loss has none, and takes none away
+    oracle.grads("inner", at=oracle.values("shared"), again=True)
+    assert oracle.floor == floors[-1]
+
+
+def test_training_on_one_batch_goes_towards_its_floor_and_not_below_it(make_stage, model):
+    """Not to it: some of the drawn pictures have one caption, and cannot be told apart by it."""
+    oracle = oracle_of(model, make_stage(model, pairs=("clip",), rate=3e-3))
+    distances = []
+    for oracle.step in range(40):
+        gradient = oracle.grads("inner", again=oracle.step > 0)
+        distances.append(oracle.loss("inner") - oracle.floor)
+        oracle.apply(gradient)
+    assert min(distances) > 0
+    assert distances[-1] < distances[0] / 2
+
+
+def test_the_floor_of_a_level_is_the_sum_over_its_streams():
+    def bounded(root, batch):
+        return Result((root.shared**2).sum() + batch.x.sum(), torch.tensor(1.0), {"floor": batch.x.sum()})
+
+    streams = {"a": Steps(rows([[1.0, 2.0]])), "b": Steps(rows([[0.25, 0.5]]))}
+    oracle = oracle_on(Four(), inner=bounded, streams=streams)
+    oracle.grads("inner")
+    assert oracle.floor == pytest.approx(3.75)
+    assert oracle.loss("inner") == pytest.approx(2 * 10 + 3.75)

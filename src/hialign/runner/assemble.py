@@ -195,7 +195,10 @@ def build_stage(config: DictConfig, name: str, model: Model, sources: Sources, o
         betas=(node.betas[0], node.betas[1]),
         clip=node.clip,
     )
-    outer_parts = tuple(node.inner_depends_on_outer)
+    # as label_of calls what trains of them
+    outer_parts = tuple(
+        f"{part} LoRA" if node.train[part] == "lora" else str(part) for part in node.inner_depends_on_outer
+    )
     return Stage(name, levels, solver, optimisation, partial(_rates, model, node), label_of, outer_parts)
 
 

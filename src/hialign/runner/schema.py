@@ -81,6 +81,7 @@ class TrainerConfig:
     save_every: int = 200
     keep: int = 2  # checkpoints of a stage
     device: str = "auto"  # auto | cpu | cuda
+    diagnose_every: int = 200  # steps between measurements of a step, for about four inner gradients; 0 for none
 
 
 @dataclass
@@ -157,7 +158,7 @@ def validate(config: DictConfig, *, experiment: str | None, suite: str) -> None:
         raise ValueError(
             f"name: got {config.name!r}, wanted the name of a folder in {config.output}: letters, digits, ._-"
         )
-    for key, least in (("save_every", 1), ("keep", 1), ("workers", 0)):
+    for key, least in (("save_every", 1), ("keep", 1), ("workers", 0), ("diagnose_every", 0)):
         if config.trainer[key] < least:
             raise ValueError(f"trainer.{key}: got {config.trainer[key]}, wanted at least {least}")
     for name in config.stages:
@@ -225,6 +226,18 @@ def _validate_stage(config: DictConfig, name: str, suite: str) -> None:
             raise ValueError(f"{path}.part_lr.{part}: this part does not train here; see {path}.train")
     if stage.solver is not None and stage.inner is None:
         raise ValueError(f"{path}.solver: this stage has no inner level for a solver to weigh; set {path}.inner too")
+    _validate_outer_parts(stage, path)
+
+
+def _validate_outer_parts(stage: DictConfig, path: str) -> None:
+    key = f"{path}.inner_depends_on_outer"
+    for part in stage.inner_depends_on_outer:
+        if part not in PARTS:
+            raise ValueError(f"{key}: got {part!r}, wanted parts of {', '.join(PARTS)}")
+        if stage.train.get(part, "frozen") == "frozen":
+            raise ValueError(f"{key}: {part} does not train here; leave it out, or let it train in {path}.train")
+    if stage.inner_depends_on_outer and stage.inner is None:
+        raise ValueError(f"{key}: this stage has no inner level; leave it empty, or set {path}.inner too")
 
 
 def _refuse_unknown(node: DictConfig, schema: type, path: str) -> None:
@@ -261,10 +274,18 @@ def _validate_solver(config: DictConfig) -> None:
     for name in two_level:
         own = config.stages[name].solver
         node, path = (config.solver, "solver") if own is None else (own, f"stages.{name}.solver")
-        if not build(node, path, config.allow).two_level:
+        solver = build(node, path, config.allow)
+        if not solver.two_level:
             raise ValueError(
                 f"{path}: {node['_target_']} would ignore the inner level of stages.{name}; choose solver=joint, "
                 "sequential, alternating, ... or an experiment without inner level"
+            )
+        objective = config.stages[name].inner.objective
+        if "floor" in solver.requires and not build(objective, f"stages.{name}.inner.objective", config.allow).bounded:
+            raise ValueError(
+                f"{path}.best: not given, and {objective['_target_']} of stages.{name} has no proved floor for "
+                f"{node['_target_']} to measure from; set {path}.best= to the inner loss of a reference run, or choose "
+                "another solver (DynamicBarrier: phi=grad)"
             )
 
 

@@ -32,7 +32,8 @@ def cached_backward(objective: Cacheable, batches: Sequence[Batch], read: Read, 
 
     Every micro-batch is embedded without a graph, the loss gives each embedding its gradient, and every micro-batch is
     embedded once more to pass its part on: one more forward pass, for a memory that does not grow with the batch.
-    ``read(reader, batch)`` runs a reader on the model. Dropout draws the same both times.
+    ``read(reader, batch)`` runs a reader on the model. Dropout draws the same both times. Over several processes each
+    brings its rows, and as many of them; how they are split is each process's own affair.
 
     Source: Gao et al. 2021, arXiv:2101.06983 (GradCache).
     Differs: nothing.
@@ -48,6 +49,8 @@ def cached_backward(objective: Cacheable, batches: Sequence[Batch], read: Read, 
         embeddings = read(objective.embed, batch)
         slopes = {name: leaf.grad[begun : begun + len(batch)] for name, leaf in leaves.items() if leaf.grad is not None}
         learnt = [name for name in slopes if embeddings[name].requires_grad]
-        torch.autograd.backward([embeddings[name] for name in learnt], [slopes[name] for name in learnt])
+        if learnt:  # else nothing but the loss itself trains, as where only the temperature does
+            torch.autograd.backward([embeddings[name] for name in learnt], [slopes[name] for name in learnt])
+        del embeddings  # and what is left of its graph, before the next one is made
         begun += len(batch)
     return result

@@ -17,7 +17,7 @@ from torch import nn
 
 from hialign import distributed
 from hialign.solvers import Group, complaints
-from hialign.training import checkpoint
+from hialign.training import checkpoint, diagnostics
 from hialign.training.logs import Logs, write_status
 from hialign.training.optim import adamw, schedule
 from hialign.training.oracle import NonFinite, TrainingOracle, probe_groups
@@ -44,10 +44,12 @@ class Training:
     precision: str = "fp32"
     save_every: int = 200
     keep: int = 2
+    diagnose_every: int = 0  # steps; 0 for never
     trained: set[str] = field(default_factory=set, init=False)  # parameters that a stage so far has trained
     groups: dict[str, dict[str, Group]] = field(default_factory=dict, init=False)  # by stage
     total_before: int = field(default=0, init=False)  # steps of the stages behind us
     caught: list[int] = field(default_factory=lambda: [0], init=False)  # the signal that asked us to stop
+    warned: set[tuple[str, str]] = field(default_factory=set, init=False)  # stage and kind of what was said
 
     def run(self, resume_from: checkpoint.Checkpoint | None = None) -> None:
         """Trains all stages in order, from ``resume_from`` if given."""
@@ -59,6 +61,8 @@ class Training:
             self.trained = set(state["weights"])
         self.total_before = sum(stage.optimisation.steps for stage in self.stages[:first])
         self.groups = {stage.name: self._find_groups(stage) for stage in self.stages}  # before any step is spent
+        for stage in self.stages[first:]:
+            self._warn(stage)
         with _signals() as self.caught:
             for stage in self.stages[first:]:
                 self._run_stage(stage, state)
@@ -90,7 +94,6 @@ class Training:
         for name, parameter in self.root.named_parameters():
             parameter.requires_grad_(name in groups)  # what no loss reaches is frozen, as the table says
         self.trained |= set(groups)
-        self._warn(stage, groups)
         parameters = {name: p for name, p in self.root.named_parameters() if name in groups}
         return TrainingOracle(
             self.root,
@@ -107,19 +110,23 @@ class Training:
             device=self.device,
         )
 
-    def _warn(self, stage: Stage, groups: dict[str, Group]) -> None:
+    def _warn(self, stage: Stage) -> None:
         """Says what makes the stage's solver go astray; a ``ValueError`` for what cannot work."""
-        inner = stage.levels.get("inner")
+        inner, groups = stage.levels.get("inner"), self.groups[stage.name]
         aligned = any(group != "outer" for group in groups.values())
-        for warning in complaints(
-            stage.solver,
-            floor=0.0 if inner and inner.objective.bounded else None,
-            shared_decay=stage.optimisation.weight_decay if aligned else 0.0,
-            constant_rate=stage.optimisation.schedule == "constant",
-            inner_depends_on_outer=bool(stage.inner_depends_on_outer),
-            free_temperature=any(stage.part_of(name) == "temperature" for name in groups),
-        ):
-            self.logs.say(f"WARNING stage {stage.name}: {warning}")
+        try:
+            warnings = complaints(
+                stage.solver,
+                floor=0.0 if inner and inner.objective.bounded else None,
+                shared_decay=stage.optimisation.weight_decay if aligned else 0.0,
+                constant_rate=stage.optimisation.schedule == "constant",
+                inner_depends_on_outer=bool(stage.inner_depends_on_outer),
+                free_temperature=any(stage.part_of(name) == "temperature" for name in groups),
+            )
+        except ValueError as error:
+            raise ValueError(f"stages.{stage.name}: {error}") from error
+        for warning in warnings:
+            self.logs.say(f"WARNING stages.{stage.name}: {warning}")
 
     def _find_groups(self, stage: Stage) -> dict[str, Group]:
         """What each level of the stage reaches: it depends on what trains, not on the weights."""
@@ -134,16 +141,22 @@ class Training:
 
     def _step(self, stage: Stage, oracle: TrainingOracle) -> None:
         began = time.perf_counter()
+        watched = self.diagnose_every and (oracle.step + 1) % self.diagnose_every == 0
+        watch = diagnostics.Watch(oracle) if watched else None
         stage.solver.step(oracle)
+        seconds = time.perf_counter() - began
+        numbers = oracle.take_numbers()
+        if watch:
+            numbers |= self._diagnose(stage, watch, numbers)
         oracle.step += 1
         self.logs.write(
             {
                 "stage": stage.name,
                 "step": oracle.step,
                 "total_step": self.total_before + oracle.step,
-                **oracle.take_numbers(),
+                **numbers,
                 **{f"epochs/{name}": round(stream.epochs, 4) for name, stream in stage.streams().items()},
-                "seconds": round(time.perf_counter() - began, 4),
+                "seconds": round(seconds, 4),
             }
         )
         stop = self._asked_to_stop()
@@ -151,6 +164,20 @@ class Training:
             saved = self._save(stage, oracle)
             if stop:
                 raise Preempted(stop, f"after step {oracle.step} of stage {stage.name}; saved {saved}")
+
+    def _diagnose(self, stage: Stage, watch: diagnostics.Watch, numbers: dict[str, float]) -> dict[str, float]:
+        """The watched step's further numbers; says once in a stage what they warn of."""
+        where = f"stages.{stage.name}, step {watch.oracle.step + 1}"
+        try:
+            found = watch.read(numbers.get("weight"))
+        except NonFinite as error:  # away from where training is
+            self.logs.say(f"WARNING {where}: the step cannot be measured: {error}")
+            return {}
+        for kind, warning in diagnostics.warnings(found, stage.solver).items():
+            if (stage.name, kind) not in self.warned:
+                self.warned.add((stage.name, kind))
+                self.logs.say(f"WARNING {where}: {warning}")
+        return found
 
     def _save(self, stage: Stage, oracle: TrainingOracle) -> Path:
         state: dict[str, Any] = (
@@ -176,7 +203,7 @@ class Training:
         if state["groups"] != oracle.groups:
             raise ValueError(f"resume: stage {stage.name} trains other parameters than the checkpoint's stage did")
         oracle.optimizer.load_state_dict(state["optimizer"])
-        stage.solver.load_state_dict(state["solver"])
+        stage.solver.load_state_dict(_on(self.device, state["solver"]))
         for name, stream in stage.streams().items():
             stream.load_state_dict(state["streams"][name])
         oracle.step = state["step"]
@@ -204,6 +231,13 @@ class Training:
         self.logs.say(f"  frozen: {', '.join(part for part in frozen if part not in parts) or 'nothing'}")
         if "untouched" in columns:
             self.logs.say("  no loss reaches what is untouched: it stays as it is")
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    """A solver's state with every tensor in it on ``device``: a checkpoint is read into the processor's memory."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    return {key: _on(device, below) for key, below in value.items()} if isinstance(value, dict) else value
 
 
 @contextmanager

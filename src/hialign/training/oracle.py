@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from hialign import distributed
 from hialign.batch import Batch
 from hialign.objectives import Result
-from hialign.solvers import Gradients, Group, Level, assign_groups, axpy, local_dot, put
+from hialign.solvers import Gradients, Group, Level, assign_groups, axpy
+from hialign.training import sharded
 from hialign.training.cached import Cacheable, cached_backward
-from hialign.training.stage import LevelRun, Stage, Stream
+from hialign.training.stage import LevelRun, Stage
 
 PRECISIONS = ("fp32", "bf16")
+RandomState = tuple[Tensor, list[Tensor]]  # of the processor, and of the other device where there is one
 
 
 class NonFinite(ValueError):
@@ -27,8 +29,9 @@ class NonFinite(ValueError):
 class TrainingOracle:
     """The ``Oracle`` of a stage on a model; one ``step`` of a solver may ask it for any number of gradients.
 
-    Over several processes every rank holds the whole model and its own rows of each batch. Losses and weights are
-    added over micro-batches and ranks and divided once, so a step does not depend on how its batch was split.
+    Over several processes every rank has its own rows of each batch, and holds the whole model or, under FSDP2's
+    ``fully_shard``, a part of it. Losses and weights are added over micro-batches and ranks and divided once, so a step
+    does not depend on how its batch was split.
 
     ``outer_read`` names the parameters of the group ``outer`` that the inner loss reads all the same.
     """
@@ -54,53 +57,83 @@ class TrainingOracle:
         self.floor: float | None = None
         self.losses: dict[Level, float] = {}
         self.batches: dict[tuple[Level, str], list[Batch]] = {}  # each stream's last
+        self.draws: dict[tuple[Level, str], RandomState] = {}  # where the random numbers stood as it came
         self.schedule, self.clip, self.precision, self.device = schedule, clip, precision, device
         self.parameters = {name: p for name, p in root.named_parameters() if name in groups}
         self.numbers: dict[str, list[float]] = {}
         self.records: list[str] = []  # of the level's batch at hand, for errors
+        sharded.add_up_gradients(root)
 
     @property
     def rate(self) -> float:
-        """The largest learning rate of a shared parameter at this step."""
-        shared = {id(p) for name, p in self.parameters.items() if self.groups[name] == "shared"}
-        rates = [g["base_lr"] for g in self.optimizer.param_groups if shared & {id(p) for p in g["params"]}]
+        """The largest learning rate of a shared parameter at this step; of an inner one, where none is shared."""
+        met: Group = "shared" if "shared" in self.groups.values() else "inner"
+        aligned = {id(p) for name, p in self.parameters.items() if self.groups[name] == met}
+        rates = [g["base_lr"] for g in self.optimizer.param_groups if aligned & {id(p) for p in g["params"]}]
         return float(max(rates) * self.schedule((self.step + 0.5) / self.total_steps))
 
     def grads(self, level: Level, *, at: Gradients | None = None, again: bool = False) -> Gradients:
         """The level's gradient over its next batch, or once more its last, its streams' means added up.
 
-        What is logged is of the present parameters alone: with ``at`` nothing is.
+        What is logged is of the present parameters alone: with ``at`` nothing is. ``again`` is the same function of the
+        parameters as before: dropout draws what it drew, and the random state stays where it is.
         """
+        if at is None:
+            floor, self.floor = self.floor, None
+            gradient = self._grads(level, again=again)
+            self.floor = self.floor if level == "inner" else floor
+            return gradient
+        kept = self.numbers, self.losses, self.floor
+        self.numbers, self.losses = {}, {}
+        try:
+            with sharded.held_at(self.parameters, at):
+                return self._grads(level, again=again)
+        finally:
+            self.numbers, self.losses, self.floor = kept
+
+    def _grads(self, level: Level, *, again: bool) -> Gradients:
         total: Gradients = {}
         loss = 0.0
         self.records = []
-        logged, floor = self.numbers, self.floor
-        self.numbers, self.floor = ({} if at is not None else logged), None
-        with put(self.parameters, at or {}):
-            for name, stream in self.levels[level].streams.items():
-                mean, gradient = self._stream_grads(level, name, stream, again=again)
-                total = axpy(1.0, gradient, total) if total else gradient
-                loss += mean
-        norm = _norm(total.values())
+        for name in self.levels[level].streams:
+            with self._batches(level, name, again=again) as batches:
+                mean, gradient = self._stream_grads(level, batches)
+            total = axpy(1.0, gradient, total) if total else gradient
+            loss += mean
+        norm = sharded.norm(total.values())
         if not math.isfinite(norm):
             records = [record for rank in distributed.all_objects(self.records) for record in rank]
             raise NonFinite(
                 f"the {level} loss's gradient is not finite in step {self.step + 1}; records of its batch: "
                 f"{', '.join(records[:64])}"
             )
-        if at is None:
-            self.losses[level] = loss
-            self.log(**{f"{level}_loss": loss, f"{level}_grad_norm": norm})
-        self.numbers = logged
-        self.floor = floor if at is not None or level == "outer" else self.floor
+        self.losses[level] = loss
+        self.log(**{f"{level}_loss": loss, f"{level}_grad_norm": norm})
         return total
 
-    def _stream_grads(self, level: Level, name: str, stream: Stream, *, again: bool) -> tuple[float, Gradients]:
-        batches = self.batches[level, name] if again else stream.next()
-        self.batches[level, name] = batches
+    @contextmanager
+    def _batches(self, level: Level, name: str, *, again: bool) -> Iterator[list[Batch]]:
+        """The stream's next micro-batches; or its last ones, while random numbers come as they did then."""
+        key = (level, name)
+        if not again:
+            self.batches[key], self.draws[key] = self.levels[level].streams[name].next(), _random_state(self.device)
+            yield self.batches[key]
+            return
+        if key not in self.batches:
+            raise ValueError(f"{level} level: got again=True before any gradient; wanted one without it first")
+        with torch.random.fork_rng(devices=_random_devices(self.device)):
+            _set_random_state(self.draws[key], self.device)
+            yield self.batches[key]
+
+    def _stream_grads(self, level: Level, batches: list[Batch]) -> tuple[float, Gradients]:
+        """The mean loss and its gradient over the micro-batches of all ranks."""
         objective = self.levels[level].objective
         if len(batches) > 1 and objective.whole_batch:
-            assert isinstance(objective, Cacheable), f"{type(objective).__name__} cannot be split"
+            if not isinstance(objective, Cacheable):
+                raise ValueError(
+                    f"{level} level: got {len(batches)} micro-batches, and {type(objective).__name__} sees its rows as "
+                    "each other's negatives and has no embed and loss to be split by; give it the batch as one"
+                )
             results = [cached_backward(objective, batches, self._read, self.device)]
         else:
             results = []
@@ -126,12 +159,12 @@ class TrainingOracle:
         return {name: p.detach().clone() for name, p in self.parameters.items() if self.groups[name] in groups}
 
     def dots(self, *pairs: tuple[Gradients, Gradients]) -> list[float]:
-        """Inner products, all with one transfer; every rank holds the same whole gradients, so none is added up."""
-        return torch.stack([local_dot(x, y).to(self.device) for x, y in pairs]).tolist()
+        """Inner products, all with one transfer; what every rank holds whole counts once."""
+        return sharded.dots(pairs, self.device)
 
     def move(self, direction: Gradients) -> None:
         """Adds ``direction`` to the parameters, past the optimiser."""
-        if not all(torch.isfinite(tensor).all() for tensor in direction.values()):
+        if not math.isfinite(sharded.norm(direction.values())):
             raise NonFinite(f"the solver's own step is not finite in step {self.step + 1}")
         with torch.no_grad():
             for name, tensor in direction.items():
@@ -168,7 +201,7 @@ class TrainingOracle:
         """The accumulated gradient of what the level reaches, moved out and added up over the ranks.
 
         A parameter that this batch did not reach brings zeros: another rank's batch may have, and all ranks must
-        bring the same list.
+        bring the same list. Shards were added up by the backward pass itself.
         """
         also = self.outer_read if level == "inner" else ()
         mine = {n: p for n, p in self.parameters.items() if self.groups[n] in (level, "shared") or n in also}
@@ -181,10 +214,11 @@ class TrainingOracle:
         moved = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in mine.items()}
         for parameter in mine.values():
             parameter.grad = None
-        if distributed.active():
-            flat = distributed.sum_(torch.cat([g.reshape(-1) for g in moved.values()]))
-            parts = flat.split([g.numel() for g in moved.values()])
-            moved = {n: part.view_as(g) for (n, g), part in zip(moved.items(), parts, strict=True)}
+        local = {name: g for name, g in moved.items() if not sharded.is_distributed(g)}
+        if distributed.active() and local:
+            flat = distributed.sum_(torch.cat([g.reshape(-1) for g in local.values()]))
+            parts = flat.split([g.numel() for g in local.values()])
+            moved |= {n: part.view_as(g) for (n, g), part in zip(local.items(), parts, strict=True)}
         return moved
 
     def apply(self, direction: Gradients, *, progress: float | None = None, scale: float = 1.0) -> None:
@@ -210,12 +244,13 @@ class TrainingOracle:
             tensors = [g for name, g in direction.items() if self.groups[name] in belongs]
             if not tensors:
                 continue
-            norm = _norm(tensors)
+            norm = sharded.norm(tensors)
             if not math.isfinite(norm):
                 raise NonFinite(f"the gradient of the {label} parameters is not finite in step {self.step + 1}")
-            if self.clip and norm > self.clip:
-                torch._foreach_mul_(tensors, self.clip / norm)
-            self.log(**{f"{label}_update_norm": norm})
+            factor = self.clip / norm if self.clip and norm > self.clip else 1.0
+            if factor < 1:
+                torch._foreach_mul_(tensors, factor)
+            self.log(**{f"{label}_update_norm": norm, f"{label}_clip_factor": factor})
 
     def group_of(self, name: str) -> Group:
         """The group that the probe found for the parameter."""
@@ -264,13 +299,14 @@ def probe_groups(root: nn.Module, stage: Stage, precision: str, device: torch.de
     try:
         return assign_groups(trainable, reached, stage.part_of, outer_parts=stage.inner_depends_on_outer)
     except ValueError as error:
-        raise ValueError(f"stages.{stage.name}.train: {error}") from error
+        key = "" if str(error).startswith("inner_depends_on_outer:") else "train: "
+        raise ValueError(f"stages.{stage.name}.{key}{error}") from error
 
 
 def _reached(
     root: nn.Module, level: LevelRun, trainable: Mapping[str, Tensor], precision: str, device: torch.device
 ) -> set[str]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=_random_devices(device)):
         for stream in level.streams.values():
             result = evaluate(root, level, stream.peek(), precision, device)
             if result.loss_sum.requires_grad:
@@ -289,7 +325,16 @@ def _row(result: Result, names: list[str]) -> Tensor:
     return torch.stack([result.loss_sum.detach().double(), weight, *numbers])
 
 
-def _norm(tensors: Iterable[Tensor]) -> float:
-    """The Euclidean norm over all tensors, in float32."""
-    listed = [tensor.float() for tensor in tensors]
-    return torch.nn.utils.get_total_norm(listed).item() if listed else 0.0
+def _random_devices(device: torch.device) -> list[torch.device]:
+    """Those besides the processor that draw random numbers of their own."""
+    return [device] if device.type == "cuda" else []
+
+
+def _random_state(device: torch.device) -> RandomState:
+    return torch.get_rng_state(), [torch.cuda.get_rng_state(d) for d in _random_devices(device)]
+
+
+def _set_random_state(state: RandomState, device: torch.device) -> None:
+    torch.set_rng_state(state[0])
+    for own, d in zip(state[1], _random_devices(device), strict=True):
+        torch.cuda.set_rng_state(own, d)

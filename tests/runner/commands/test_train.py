@@ -62,12 +62,12 @@ def test_a_run_s_config_is_resolved_and_composes_to_the_same_run(trained: Any) -
     assert "???" not in text
     config = OmegaConf.create(text)
     assert config.stages.finetune.steps == 3
-    assert config.solver._target_ == "hialign.solvers.Alternating"
+    assert config.solver._target_ == "hialign.solvers.DynamicBarrier"
 
 
 def test_the_log_says_what_trains_and_ends_with_the_next_command(trained: Any) -> None:
     lines = (trained.run("first") / "log.txt").read_text().splitlines()
-    assert any(re.match(r"stage finetune: 3 steps, solver Alternating", line) for line in lines)
+    assert any(re.match(r"stage finetune: 3 steps, solver DynamicBarrier", line) for line in lines)
     assert "hialign evaluate run=runs/hierarchical/first" in lines[-1]
 
 
@@ -101,10 +101,10 @@ def test_resuming_a_finished_run_says_so_and_leaves_it(trained: Any) -> None:
 
 def test_resuming_with_another_config_names_each_changed_key_with_both_values(trained: Any) -> None:
     run = failed(trained, "first", "changed")
-    done = trained.train("name=changed", "resume=auto", "stages.finetune.lr=0.5", "solver.power=0.25")
+    done = trained.train("name=changed", "resume=auto", "stages.finetune.lr=0.5", "solver.ramp=0.25")
     assert done.code == 1
     assert "stages.finetune.lr: 0.001 -> 0.5; " in done.err
-    assert "solver.power: 0.5 -> 0.25" in done.err
+    assert "solver.ramp: 0.8 -> 0.25" in done.err
     assert "stages.pretrain" not in done.err
     assert state(run) == "failed"
 
@@ -113,11 +113,14 @@ def test_resuming_may_change_how_the_run_runs_and_writes_no_step_twice(trained: 
     run = failed(trained, "first", "resumed")
     shutil.rmtree(run / "checkpoints" / "finetune")
     shutil.rmtree(run / "model")
-    done = trained.train("name=resumed", "resume=auto", "trainer.save_every=2", "trainer.keep=1")
+    done = trained.train(
+        "name=resumed", "resume=auto", "trainer.save_every=2", "trainer.keep=1", "trainer.diagnose_every=1"
+    )
     assert done.code == 0, done.err
     assert "resuming from" in done.err
     assert [row["total_step"] for row in metrics(run)] == [1, 2, 3, 4, 5, 6]
     assert [path.name for path in (run / "checkpoints" / "finetune").iterdir()] == ["step-000003"]
+    assert ["curvature" in row for row in metrics(run)] == [False] * 3 + [True] * 3
     expected = weights(trained.run("first"))
     for name, tensor in weights(run).items():
         assert torch.equal(tensor, expected[name]), name
@@ -246,8 +249,8 @@ def test_a_stage_s_own_solver_is_the_one_that_trains_it(workshop: Any) -> None:
     done = workshop.train("name=mixed", "+solver@stages.pretrain.solver=joint")
     assert done.code == 0, done.err
     assert "stage pretrain: 3 steps, solver Joint" in done.err
-    assert "stage finetune: 3 steps, solver Alternating" in done.err
-    assert ["outer_pull" in row for row in metrics(workshop.run("mixed"))] == [False] * 3 + [True] * 3
+    assert "stage finetune: 3 steps, solver DynamicBarrier" in done.err
+    assert ["beta" in row for row in metrics(workshop.run("mixed"))] == [False] * 3 + [True] * 3
 
 
 def test_epochs_count_the_outer_level_s_data(workshop: Any) -> None:
@@ -322,3 +325,95 @@ def test_a_failed_run_whose_stage_has_a_checkpoint_is_not_begun_anew_as_another(
     assert done.code == 1
     assert "was started with another config: stages.pretrain" in done.err
     assert (folder / "config.yaml").read_text() == (trained.run("first") / "config.yaml").read_text()
+
+
+def test_an_inner_batch_in_micro_batches_trains_as_the_whole_one(trained: Any) -> None:
+    done = trained.train("name=split", *(f"stages.{s}.inner_micro_batch_size=2" for s in ("pretrain", "finetune")))
+    assert done.code == 0, done.err
+    rows, expected = metrics(trained.run("split")), metrics(trained.run("first"))
+    assert len(rows) == len(expected) == 6
+    for row, other in zip(rows, expected, strict=True):
+        assert row["inner_floor"] == other["inner_floor"] > 0  # that of the whole batch
+        for key in ("outer_loss", "inner_loss", "weight"):
+            assert row[key] == pytest.approx(other[key], rel=1e-4), (row["total_step"], key)
+
+
+def test_an_inner_batch_that_does_not_divide_by_its_micro_batch_is_refused_by_stage(workshop: Any) -> None:
+    done = workshop.train("name=odd", "stages.finetune.inner_micro_batch_size=3")
+    assert done.code == 1
+    assert "stages.finetune (inner level): batch_size=8 does not divide by micro_batch_size=3" in done.err
+    assert not (workshop.run("odd") / "checkpoints").exists()
+
+
+def test_a_loss_that_cannot_be_split_refuses_micro_batches_by_key_and_name(
+    workshop: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "a_users_loss.py").write_text(
+        "from hialign.objectives import NextToken\nclass Ranked(NextToken):\n    whole_batch = True\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    mine = (
+        "allow=[a_users_loss]",
+        "outer.objective._target_=a_users_loss.Ranked",
+        "stages.finetune.micro_batch_size=4",
+    )
+    done = workshop.train("name=ranked", *mine)
+    assert done.code == 1
+    for part in ("stages.finetune", "micro_batch_size: got 4 for 8 rows", "Ranked sees its rows", "cannot be split"):
+        assert part in done.err
+    assert not (workshop.run("ranked") / "checkpoints").exists()
+
+
+STAGE = "stages.finetune"
+# What makes a solver go astray and does not stop it: said when the run starts, by stage and setting.
+ASTRAY = {
+    "weight decay": ((f"{STAGE}.weight_decay=0.1",), "weight decay 0.1", "set weight_decay=0"),
+    "a constant rate": ((f"{STAGE}.schedule=constant",), "DynamicBarrier at a constant learning rate", "schedule"),
+    "a temperature that trains": ((f"{STAGE}.train.temperature=full",), "the temperature trains", "train.temperature"),
+    "a sum without minimum": (
+        ("solver=joint", f"{STAGE}.inner_depends_on_outer=[llm]"),
+        "Joint with an inner loss that depends on outer parameters",
+        "use DynamicBarrier",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ASTRAY)
+def test_a_setting_under_which_the_solver_goes_astray_is_warned_of_before_the_first_step(
+    workshop: Any, case: str
+) -> None:
+    overrides, what, fix = ASTRAY[case]
+    name = f"astray-{case.replace(' ', '-')}"
+    done = workshop.train(f"name={name}", "stages.pretrain.steps=1", f"{STAGE}.steps=1", *overrides)
+    assert done.code == 0, done.err
+    lines = (workshop.run(name) / "log.txt").read_text().splitlines()
+    warned = [line for line in lines if "WARNING" in line]
+    assert len(warned) == 1
+    assert warned[0].startswith(f"WARNING {STAGE}: {what}")
+    assert fix in warned[0]
+    assert lines.index(warned[0]) < next(i for i, line in enumerate(lines) if line.startswith("stage pretrain: "))
+
+
+def test_a_run_as_the_experiment_has_it_warns_of_nothing(trained: Any) -> None:
+    assert "WARNING" not in (trained.run("first") / "log.txt").read_text()
+
+
+def test_a_part_that_the_two_losses_do_not_both_reach_is_refused_by_key(workshop: Any) -> None:
+    done = workshop.train("name=unread", f"{STAGE}.inner_depends_on_outer=[text]")
+    assert done.code == 1
+    assert f"{STAGE}.inner_depends_on_outer: got text, which both losses do not reach" in done.err
+    assert not (workshop.run("unread") / "checkpoints").exists()
+
+
+def test_an_inner_loss_may_read_adapters_that_the_task_alone_chooses(workshop: Any) -> None:
+    done = workshop.train(
+        *("name=adapters", "~stages.pretrain", f"{STAGE}.steps=2", f"{STAGE}.train.llm=lora", "lora.rank=2"),
+        *("inner.objective.pairs=[llm]", f"{STAGE}.inner_depends_on_outer=[llm]", "solver.inner_steps=1"),
+    )
+    assert done.code == 0, done.err
+    table = (workshop.run("adapters") / "log.txt").read_text()
+    row = next(line for line in table.splitlines() if line.split()[:2] == ["llm", "LoRA"])
+    inner, shared, outer, untouched = row.split()[2:]
+    assert (inner, shared, untouched) == ("-", "-", "-")
+    assert outer != "-"
+    assert [row["step"] for row in metrics(workshop.run("adapters"))] == [1, 2]

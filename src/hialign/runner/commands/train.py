@@ -31,7 +31,7 @@ from hialign.training.checkpoint import Checkpoint
 
 # what may change between a run and its resumption
 _FREE = ("resume", "output", "name", "tracker", "allow")
-_FREE_TRAINER = ("workers", "save_every", "keep", "device")
+_FREE_TRAINER = ("workers", "save_every", "keep", "device", "diagnose_every")
 
 
 def main() -> None:
@@ -132,6 +132,7 @@ def _train(
             precision=config.trainer.precision,
             save_every=config.trainer.save_every,
             keep=config.trainer.keep,
+            diagnose_every=config.trainer.diagnose_every,
         ).run(resume_from)
         if distributed.is_main():
             assemble.save_whole(assemble.as_asked(model, config, list(config.stages)[-1]), folder / "model")
