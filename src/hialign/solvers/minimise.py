@@ -61,7 +61,7 @@ def minimise(
     >>> [round(value, 2) for value in x.tolist()]
     [1.0, 2.0]
     """
-    oracle = _ClosureOracle(
+    oracle = ClosureOracle(
         parameters,
         {"inner": inner, "outer": outer},
         steps,
@@ -84,7 +84,9 @@ def minimise(
     return Minimum(oracle.last["inner"], oracle.last["outer"])
 
 
-class _ClosureOracle:
+class ClosureOracle:
+    """The ``Oracle`` of two closures; for a loop of one's own, which sets ``step`` and calls ``solver.step``."""
+
     def __init__(
         self,
         parameters: Mapping[str, Tensor],
@@ -110,10 +112,12 @@ class _ClosureOracle:
 
     @property
     def rate(self) -> float:
-        shared = {id(self.parameters[name]) for name, group in self.groups.items() if group == "shared"}
-        factor = self.schedule((self.step + 0.5) / self.total_steps)
+        # where the levels meet only in the inner loss's reading of outer parameters, none is shared
+        met: Group = "shared" if "shared" in self.groups.values() else "inner"
+        aligned = {id(self.parameters[name]) for name, group in self.groups.items() if group == met}
         groups = zip(self.optimizer.param_groups, self.rates, strict=True)
-        return float(max(rate * factor for group, rate in groups if shared & {id(p) for p in group["params"]}))
+        rate = max(rate for group, rate in groups if aligned & {id(p) for p in group["params"]})
+        return float(rate * self.schedule((self.step + 0.5) / self.total_steps))
 
     def shared_decay(self) -> float:
         shared = {id(self.parameters[name]) for name, group in self.groups.items() if group != "outer"}
