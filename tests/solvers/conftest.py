@@ -85,7 +85,7 @@ Loss = Callable[[Point], Tensor]
 def forgetful_adam(parameters: Any, lr: float) -> torch.optim.Optimizer:
     """Adam whose second moment forgets as fast as weights rise: at .999 the large gradients of the first steps, or of
     a rising weight, still divide the steps within the aligned set when nothing else moves any more."""
-    return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99))
+    return torch.optim.Adam(parameters, lr=lr, betas=(0.9, 0.99), foreach=False)
 
 
 def cosine(progress: float) -> float:
@@ -271,6 +271,11 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "flat": flat,
     "procrustes": procrustes,
 }
+
+
+@pytest.fixture(name="cosine")
+def _cosine() -> Callable[[float], float]:
+    return cosine
 
 
 @pytest.fixture(name="simplex")

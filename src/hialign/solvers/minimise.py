@@ -131,8 +131,13 @@ class ClosureOracle:
             if at is None:
                 self.last[level] = float(loss.detach())
             # not backward(): a gradient that the caller left in .grad would be added, and others' leaves collect theirs
-            found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
-        return {name: g for name, g in zip(self.parameters, found, strict=True) if g is not None}
+            found = list(torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True))
+        gradients = {}
+        for name in self.parameters:
+            # a copy, one tensor at a time: autograd may hand out one tensor twice, or one number for a whole row
+            if (gradient := found.pop(0)) is not None:
+                gradients[name] = gradient.clone(memory_format=torch.contiguous_format)
+        return gradients
 
     def loss(self, level: Level) -> float:
         return self.last[level]
