@@ -78,6 +78,11 @@ class Two:
             id="a parameter that no loss reaches",
         ),
         pytest.param(
+            lambda two: {"parameters": {"x": two.x, "y": two.y.detach()}},
+            "parameters: y require no gradient; leave them out, or let them train",
+            id="a parameter that does not train",
+        ),
+        pytest.param(
             lambda two: {"inner_depends_on_outer": ("y",)},
             "inner_depends_on_outer: got y, which both losses do not reach; wanted parts that train and that both",
             id="a part that the inner loss does not read",

@@ -130,14 +130,13 @@ class ClosureOracle:
             loss = self.closures[level]()
             if at is None:
                 self.last[level] = float(loss.detach())
-            # not backward(): a gradient that the caller left in .grad would be added, and others' leaves collect theirs
-            found = list(torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True))
-        gradients = {}
-        for name in self.parameters:
-            # a copy, one tensor at a time: autograd may hand out one tensor twice, or one number for a whole row
-            if (gradient := found.pop(0)) is not None:
-                gradients[name] = gradient.clone(memory_format=torch.contiguous_format)
-        return gradients
+            self.optimizer.zero_grad(set_to_none=True)  # what the caller left there
+            # backward() and not grad(), whose tensors may be shared or seen through a stride of 0: a solver overwrites
+            # them. Only these parameters collect.
+            loss.backward(inputs=list(self.parameters.values()))
+        found = {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
+        self.optimizer.zero_grad(set_to_none=True)
+        return found
 
     def loss(self, level: Level) -> float:
         return self.last[level]
@@ -197,6 +196,8 @@ def _check_owner(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimi
             f"optimizer: got {type(optimizer).__name__}, wanted one torch.optim.Optimizer over all parameters; two "
             "sets of moments on shared parameters converge to a point that is aligned and not the best of those"
         )
+    if fixed := [name for name, p in parameters.items() if not p.requires_grad]:
+        raise ValueError(f"parameters: {', '.join(fixed)} require no gradient; leave them out, or let them train")
     owned = [p for group in optimizer.param_groups for p in group["params"]]
     lacking = [name for name, p in parameters.items() if not any(p is other for other in owned)]
     if lacking:
