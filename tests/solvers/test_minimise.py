@@ -119,6 +119,20 @@ def test_no_gradient_is_left_behind(affine):
     assert x.grad is None
 
 
+def test_gradients_that_autograd_hands_out_twice_or_expanded_are_copied_before_a_solver_overwrites_them():
+    # the gradient of a sum is one number seen through a stride of 0, and both terms of x + y get the same tensor
+    x, y = (torch.zeros(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    minimise(
+        Joint(weight=3.0),
+        {"x": x, "y": y},
+        inner=lambda: (x + y).sum(),
+        outer=lambda: ((x + y) * 2).sum(),
+        steps=1,
+        optimizer=torch.optim.SGD([x, y], lr=1.0),
+    )
+    assert x.tolist() == y.tolist() == [-5.0, -5.0]
+
+
 def test_solvers_import_torch_and_nothing_else():
     code = """
 import json, sys, torch

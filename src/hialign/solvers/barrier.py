@@ -82,11 +82,10 @@ class DynamicBarrier:
         if inner_steps < 1:
             raise ValueError(f"inner_steps: got {inner_steps}, wanted at least 1")
         self.start, self.end = check_number("start", start, above=0), check_number("end", end, above=0)
-        self.ramp, self.warmup = check_share("ramp", ramp), check_share("warmup", warmup)
+        self.ramp, self.unit = check_share("ramp", ramp), Unit(relative, check_share("warmup", warmup))
         self.phi, self.best, self.value_rate = phi, best, check_number("value_rate", value_rate, above=0)
         self.ema, self.max_weight, self.clamp = ema, check_number("max_weight", max_weight, above=0), clamp
         self.inner_only, self.inner_steps, self.inner_rate = check_inner_only(inner_only), inner_steps, inner_rate
-        self.unit = Unit(relative, warmup)
         self.means: dict[str, Gradients] = {"outer": {}, "inner": {}}
 
     @property

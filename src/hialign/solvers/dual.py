@@ -54,14 +54,11 @@ class ConstrainedDual:
                 f"start: got min_weight={min_weight}, start={start}, max_weight={max_weight}; wanted 0 < min_weight <= "
                 "start <= max_weight"
             )
-        self.budget, self.best, self.rate = (
-            check_number("budget", budget, above=0),
-            best,
-            check_number("rate", rate, above=0),
-        )
+        self.budget, self.rate = check_number("budget", budget, above=0), check_number("rate", rate, above=0)
+        self.best = best
         self.min_weight, self.max_weight, self.window = min_weight, max_weight, window
         self.inner_only, self.warmup = check_inner_only(inner_only), check_share("warmup", warmup)
-        self.unit = Unit(relative, warmup)
+        self.unit = Unit(relative, self.warmup)
         self.weight = start
         self.mean: float | None = None  # of the inner loss
 

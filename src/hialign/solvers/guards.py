@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from hialign.solvers.alternating import Alternating
-from hialign.solvers.joint import Joint
+from hialign.solvers.barrier import DynamicBarrier
 from hialign.solvers.oracle import Solver
-from hialign.solvers.sequential import Sequential
+from hialign.solvers.penalty import ValuePenalty
+from hialign.solvers.tangent import ImplicitTangent
 
 
 def complaints(
@@ -44,10 +44,15 @@ def complaints(
             f"{name} at a constant learning rate keeps the inner loss above its minimum by about the rate's square; "
             "use a schedule that falls to 0, such as cosine"
         )
-    if inner_depends_on_outer and isinstance(solver, Joint | Sequential | Alternating):
+    if inner_depends_on_outer and not isinstance(solver, DynamicBarrier | ValuePenalty | ImplicitTangent):
         said.append(
-            f"{name} with an inner loss that depends on outer parameters: their sum may have no minimum, and the task "
-            "can make the inner loss easy instead of aligning; use DynamicBarrier, ValuePenalty or ImplicitTangent"
+            f"{name} with an inner loss that depends on outer parameters: a weighted sum may have no minimum, and the "
+            "task can make the inner loss easy instead of aligning; use DynamicBarrier, ValuePenalty or ImplicitTangent"
+        )
+    if inner_depends_on_outer and isinstance(solver, DynamicBarrier) and solver.phi in ("value", "half", "min"):
+        said.append(
+            f"{name} with phi={solver.phi} and an inner loss that depends on outer parameters: its best value moves "
+            "with them and best= does not; use phi=grad"
         )
     if free_temperature:
         said.append(

@@ -61,7 +61,7 @@ def minimise(
     >>> [round(value, 2) for value in x.tolist()]
     [1.0, 2.0]
     """
-    oracle = _ClosureOracle(
+    oracle = ClosureOracle(
         parameters,
         {"inner": inner, "outer": outer},
         steps,
@@ -84,7 +84,9 @@ def minimise(
     return Minimum(oracle.last["inner"], oracle.last["outer"])
 
 
-class _ClosureOracle:
+class ClosureOracle:
+    """The ``Oracle`` of two closures; for a loop of one's own, which sets ``step`` and calls ``solver.step``."""
+
     def __init__(
         self,
         parameters: Mapping[str, Tensor],
@@ -110,10 +112,12 @@ class _ClosureOracle:
 
     @property
     def rate(self) -> float:
-        shared = {id(self.parameters[name]) for name, group in self.groups.items() if group == "shared"}
-        factor = self.schedule((self.step + 0.5) / self.total_steps)
+        # where the levels meet only in the inner loss's reading of outer parameters, none is shared
+        met: Group = "shared" if "shared" in self.groups.values() else "inner"
+        aligned = {id(self.parameters[name]) for name, group in self.groups.items() if group == met}
         groups = zip(self.optimizer.param_groups, self.rates, strict=True)
-        return float(max(rate * factor for group, rate in groups if shared & {id(p) for p in group["params"]}))
+        rate = max(rate for group, rate in groups if aligned & {id(p) for p in group["params"]})
+        return float(rate * self.schedule((self.step + 0.5) / self.total_steps))
 
     def shared_decay(self) -> float:
         shared = {id(self.parameters[name]) for name, group in self.groups.items() if group != "outer"}
@@ -126,9 +130,13 @@ class _ClosureOracle:
             loss = self.closures[level]()
             if at is None:
                 self.last[level] = float(loss.detach())
-            # not backward(): a gradient that the caller left in .grad would be added, and others' leaves collect theirs
-            found = torch.autograd.grad(loss, list(self.parameters.values()), allow_unused=True)
-        return {name: g for name, g in zip(self.parameters, found, strict=True) if g is not None}
+            self.optimizer.zero_grad(set_to_none=True)  # what the caller left there
+            # backward() and not grad(), whose tensors may be shared or seen through a stride of 0: a solver overwrites
+            # them. Only these parameters collect.
+            loss.backward(inputs=list(self.parameters.values()))
+        found = {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
+        self.optimizer.zero_grad(set_to_none=True)
+        return found
 
     def loss(self, level: Level) -> float:
         return self.last[level]
@@ -188,6 +196,8 @@ def _check_owner(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimi
             f"optimizer: got {type(optimizer).__name__}, wanted one torch.optim.Optimizer over all parameters; two "
             "sets of moments on shared parameters converge to a point that is aligned and not the best of those"
         )
+    if fixed := [name for name, p in parameters.items() if not p.requires_grad]:
+        raise ValueError(f"parameters: {', '.join(fixed)} require no gradient; leave them out, or let them train")
     owned = [p for group in optimizer.param_groups for p in group["params"]]
     lacking = [name for name, p in parameters.items() if not any(p is other for other in owned)]
     if lacking:

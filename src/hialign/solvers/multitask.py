@@ -73,8 +73,8 @@ class MGDA(_TwoTasks):
 class CAGrad(_TwoTasks):
     """The direction near the mean gradient along which the task that gains less gains most.
 
-    ``conflict`` is how far from the mean, in its length: 0 is the mean of both gradients, and towards 1 it becomes
-    MGDA's direction.
+    ``conflict`` is how far from the mean, in its length: 0 is the mean of both gradients. Only without a bound would it
+    be MGDA's direction; from 1 on, a step need no longer lower the mean of the losses.
 
     Source: Liu et al. 2021, arXiv:2110.14048, eq. 3 and algorithm 1.
     Differs: the dual's one variable is found by golden section, to 1e-10.
