@@ -2,6 +2,7 @@
 
 from hialign.objectives.contrastive import Contrastive, check_pairs
 from hialign.objectives.language import NextToken
+from hialign.objectives.preference import Halva, Preference
 from hialign.objectives.result import Objective, Parts, Result
 
-__all__ = ["Contrastive", "NextToken", "Objective", "Parts", "Result", "check_pairs"]
+__all__ = ["Contrastive", "Halva", "NextToken", "Objective", "Parts", "Preference", "Result", "check_pairs"]
