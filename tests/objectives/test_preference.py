@@ -187,7 +187,7 @@ def test_leaving_the_reference_gives_the_policy_back_bit_for_bit(trained):
 
 
 def test_a_loss_that_wants_a_corrupted_image_says_that_the_data_have_none(trained):
-    with pytest.raises(ValueError, match=r"corrupted image, and the data give none; set data.corrupt"):
+    with pytest.raises(ValueError, match="corrupted image, and the batch has none; set the stage's corrupt"):
         trained.root(Preference(LOSSES["mdpo"]), make_batch(trained, corrupted=False))
 
 

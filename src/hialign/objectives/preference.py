@@ -144,6 +144,7 @@ class Halva:
     whole_batch = False
     bounded = False
     needs_reference = True
+    phrases = True
 
     def __init__(
         self, *, alpha: float = 0.4, cells: str = "real", kl: str = "vocabulary", shared_prefix: bool = True
