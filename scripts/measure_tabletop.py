@@ -11,23 +11,17 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import torch
-
-from hialign.data import LanguageCollator
-from hialign.models import Model, generate, load
-from hialign.tabletop import captions
 from hialign.tabletop.chair import Chair, chair
 from hialign.tabletop.render import NOISE
-from hialign.tabletop.world import sample
+from hialign.tabletop.world import COOCCURRENCE, sample, scene_id
 
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 %, by the number of seeds
 
 
 def main() -> None:
-    """Trains, writes captions, prints the numbers."""
+    """Trains, has captions written, prints the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of numbers.json")
     parser.add_argument("--seeds", type=_numbers, default=[0, 1, 2], help="with commas between")
@@ -35,16 +29,14 @@ def main() -> None:
     parser.add_argument("--scenes-seed", type=int, default=0, help="of the scenes that are described")
     parser.add_argument("--val", action="store_true", help="scenes of val and val_counterfactual: to choose by")
     parser.add_argument("--noise", type=float, default=NOISE)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("override", nargs="*", help="for hialign train, such as stages.finetune.steps=500")
     settings = parser.parse_args()
-    torch.set_num_threads(settings.threads)
     rows = []
     for seed in settings.seeds:
-        model, seconds = _trained(settings, seed)
-        found = {name: _chair(model, settings, *how) for name, how in _CASES.items()}
+        answers = _answers(settings, _trained(settings, seed))
+        found = {name: _chair(answers, settings, *how) for name, how in _CASES.items()}
         rows.append({name: numbers.numbers() for name, numbers in found.items()})
-        print(f"seed {seed}: trained in {seconds:.0f} s")
+        print(f"seed {seed}:")
         for name, numbers in found.items():
             print("  " + f"{name:24}" + "  ".join(f"{key} {value:.3f}" for key, value in numbers.numbers().items()))
         settings.out.joinpath("numbers.json").write_text(json.dumps(rows, indent=1) + "\n")
@@ -65,39 +57,42 @@ _CASES = {
 }
 
 
-def _trained(settings: argparse.Namespace, seed: int) -> tuple[Model, float]:
-    """The model of a run, which is trained unless it is there, and the seconds that took."""
-    run = settings.out / "llava" / f"seed{seed}"
-    started = time.monotonic()
-    if not (run / "model").is_dir():
-        command = [
-            *(sys.executable, "-m", "hialign", "train", "experiment=llava", "data=tabletop", "model=tabletop"),
-            *(f"seed={seed}", f"name=seed{seed}", f"output={settings.out}"),
-            *(f"data.noise={settings.noise}", *settings.override),
-        ]
-        subprocess.run(command, check=True)
-    return load(str(run / "model")), time.monotonic() - started
+def _hialign(*command: str) -> None:
+    subprocess.run([sys.executable, "-m", "hialign", *command], check=True)
 
 
-def _chair(model: Model, settings: argparse.Namespace, split: str, shuffled: bool) -> Chair:
-    """What the model's greedy captions claim; ``shuffled`` gives each scene the image of the next."""
-    split = {"test": "val", "counterfactual": "val_counterfactual"}[split] if settings.val else split
-    records = captions(split, settings.number, seed=settings.scenes_seed, noise=settings.noise).records
-    collator = LanguageCollator(
-        model.processor.tokenizer,
-        model.processor.image_processor,
-        image_token_id=model.root.llava.config.image_token_index,
-        num_image_tokens=model.num_image_tokens,
-    )
-    texts: list[str] = []
-    for start in range(0, len(records), 50):
-        batch = records[start : start + 50]
-        pixels = torch.cat([collator.pixels(record) for record in batch])
-        texts += generate(model, pixels, collator.prompt(len(batch)), max_new_tokens=70)
+def _trained(settings: argparse.Namespace, seed: int) -> Path:
+    """The folder of a run, which is trained unless it is done."""
+    chosen = ("experiment=llava", "data=tabletop", "model=tabletop", f"data.noise={settings.noise}", *settings.override)
+    _hialign("train", *chosen, f"seed={seed}", f"name=seed{seed}", f"output={settings.out}", "resume=auto")
+    return settings.out / "llava" / f"seed{seed}"
+
+
+def _answers(settings: argparse.Namespace, run: Path) -> dict[str, str]:
+    """The run's greedy captions by the scenes' ids."""
+    name = "tabletop_captions"
+    how = {"size": settings.number, "seed": settings.scenes_seed, "cooccurrence": COOCCURRENCE}
+    how["splits"] = f"[{','.join(_splits(settings).values())}]"
+    asked = [f"benchmark.{name}.{key}={value}" for key, value in how.items()]
+    _hialign("evaluate", f"run={run}", f"benchmark=[{name}]", *asked)
+    rows = map(json.loads, (run / "answers" / f"{name}.jsonl").read_text().splitlines())
+    return {row["id"]: row["answer"] for row in rows}
+
+
+def _splits(settings: argparse.Namespace) -> dict[str, str]:
+    """The splits that are described, by what the numbers are called after."""
+    return {split: _CHOOSE_BY[split] if settings.val else split for split in _CHOOSE_BY}
+
+
+_CHOOSE_BY = {"test": "val", "counterfactual": "val_counterfactual"}
+
+
+def _chair(answers: dict[str, str], settings: argparse.Namespace, split: str, shuffled: bool) -> Chair:
+    """What the captions claim; ``shuffled`` gives each scene the caption, and so the image, of the next."""
+    split = _splits(settings)[split]
+    texts = [answers[scene_id(split, index)] for index in range(settings.number)]
     texts = texts[1:] + texts[:1] if shuffled else texts
     scenes = [sample(split, index, seed=settings.scenes_seed) for index in range(settings.number)]
-    for text, record in list(zip(texts, records, strict=True))[: 0 if shuffled else 3]:
-        print(f"  {text}\n    ({record.captions[0]})")
     return chair(zip(texts, scenes, strict=True))
 
 

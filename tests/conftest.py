@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -55,14 +56,33 @@ def shared() -> Path:
     return folder
 
 
+def beside(name: str) -> ModuleType:
+    """The module in the file ``name`` of this folder, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def drawing() -> ModuleType:
+    """``drawn.py``: pictures of one shape each."""
+    return beside("drawn")
+
+
+@pytest.fixture(scope="session")
+def draw_captioned(drawing: ModuleType) -> Callable[..., Path]:
+    """Writes drawn pictures with captions, in Flickr8k's layout, into a folder."""
+    draw: Callable[..., Path] = drawing.draw_captioned
+    return draw
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Folders of small checkpoints: language models, ``clip``; and ``open_clip``, which makes one."""
-    spec = importlib.util.spec_from_file_location("checkpoints", Path(__file__).with_name("checkpoints.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    write = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(write)
+    write = beside("checkpoints")
     folder = tmp_path_factory.mktemp("checkpoints")
     return SimpleNamespace(
         llama=str(write.write_llama(folder / "llama")),

@@ -10,11 +10,10 @@ import sys
 import sysconfig
 import tomllib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from hialign.data import draw_captioned
 
 PACKAGES = ("torch", "transformers", "open_clip_torch", "peft", "hydra-core", "datasets", "wandb", "pytest")
 
@@ -93,7 +92,9 @@ def test_installed_outside_the_checkout_it_finds_its_configs_and_answers(
     assert set(found) == checkout_files(repo / "configs", "*.yaml")
 
 
-def test_installed_outside_the_checkout_it_trains_with_its_own_configs(installed: Path, tmp_path: Path) -> None:
+def test_installed_outside_the_checkout_it_trains_with_its_own_configs(
+    installed: Path, tmp_path: Path, draw_captioned: Callable[..., Path]
+) -> None:
     """A number changed in the installed copy of a config shows that this copy is what is read."""
     (site,) = (installed.parent / "lib").glob("python*/site-packages")
     solver = site / "hialign" / "configs" / "solver" / "joint.yaml"

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import os
 import re
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 
 from hialign import __version__
+from hialign.runner.settings import print_traceback
 
 # name -> (module:function, one line of help). The functions take no arguments and read sys.argv, as Hydra's do.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -124,8 +123,7 @@ def call(name: str, arguments: Sequence[str]) -> int:
         print(f"\nhialign {name}: interrupted", file=sys.stderr)
         return 130
     except USER_ERRORS as error:
-        if os.environ.get("HIALIGN_TRACEBACK", "0") not in ("", "0"):
-            traceback.print_exc()
+        print_traceback()
         print(f"hialign: {error}", file=sys.stderr)
         return 1
     return code if isinstance(code, int) else 0

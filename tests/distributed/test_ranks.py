@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from hialign.data import draw_captioned
 from hialign.training import checkpoint as checkpoints
 from hialign.training import latest
 
@@ -24,7 +23,7 @@ SOLVERS = ("joint", "alternating")
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
+def drawn(tmp_path_factory, draw_captioned):
     """20 drawn pictures, and beside them, in ``broken``, the same with one that is no image."""
     folder = draw_captioned(tmp_path_factory.mktemp("data") / "drawn", 20, seed=0)
     broken = Path(shutil.copytree(folder, folder.with_name("broken")))

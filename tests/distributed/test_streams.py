@@ -11,7 +11,6 @@ import sys
 import pytest
 import torch
 
-from hialign.data import draw_captioned
 from hialign.models import load
 
 pytestmark = pytest.mark.distributed
@@ -34,7 +33,7 @@ def train(folder, tables, *overrides):
 
 
 @pytest.mark.slow
-def test_two_ranks_on_a_stream_of_uneven_files_resume_to_the_same_bits(tmp_path):
+def test_two_ranks_on_a_stream_of_uneven_files_resume_to_the_same_bits(tmp_path, draw_captioned):
     import pyarrow
     import pyarrow.parquet
 

@@ -39,6 +39,7 @@ def make_subject(asked_by: Callable[..., LanguageCollator], tmp_path: Path) -> C
         return Subject(
             name="finetune/step-000003",
             made_by={"precision": "fp32"},
+            world={},
             model=model,
             heldout=heldout,
             language=asked_by(model, template),

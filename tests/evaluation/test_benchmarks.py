@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,6 @@ from hialign.data import (
     Dataset,
     LanguageCollator,
     Skipped,
-    draw_captioned,
     flickr8k,
 )
 from hialign.data.collate import PairItem
@@ -37,7 +37,7 @@ NUM_IMAGES = 6
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(tmp_path_factory: pytest.TempPathFactory, draw_captioned: Callable[..., Path]) -> Path:
     return draw_captioned(tmp_path_factory.mktemp("drawn"), NUM_IMAGES, seed=0)
 
 
@@ -54,7 +54,7 @@ def subject(make_subject: Callable[..., Subject], model: Model, pictures: Path) 
 
 def broken(pictures: Path, folder: Path, *numbers: int) -> Path:
     """The pictures anew with some of them broken."""
-    draw_captioned(folder, NUM_IMAGES, seed=0)
+    shutil.copytree(pictures, folder)
     for number in numbers:
         (folder / "images" / f"{number:05d}.png").write_bytes(b"no picture")
     return folder

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from hialign.batch import PairBatch, Tokens
-from hialign.data import CaptionedImage, Dataset, LanguageCollator, draw_captioned, flickr8k
+from hialign.data import CaptionedImage, Dataset, LanguageCollator, flickr8k
 from hialign.data.collate import PairItem
 from hialign.evaluation.gap import AlignmentGap, gap_numbers, inner_losses, kkt_residual
 from hialign.evaluation.subject import Subject
@@ -115,7 +115,7 @@ def placed(make_subject: Callable[..., Subject], model: Model) -> Callable[..., 
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(tmp_path_factory: pytest.TempPathFactory, draw_captioned: Callable[..., Path]) -> Path:
     return draw_captioned(tmp_path_factory.mktemp("drawn"), 7, seed=0)
 
 

@@ -14,7 +14,6 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from hialign import cli
-from hialign.data import draw_captioned
 from hialign.runner import schema
 
 Compose = Callable[..., DictConfig]
@@ -66,7 +65,7 @@ class Workshop:
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+def workshop(tmp_path_factory: pytest.TempPathFactory, draw_captioned: Callable[..., Path]) -> Workshop:
     folder = tmp_path_factory.mktemp("workshop")
     draw_captioned(folder / "pictures", 40, seed=0)
     return Workshop(folder)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from hialign.tabletop.chair import Chair, attributes, chair
+from hialign.tabletop.chair import Chair, attribute_counts, attributes, chair, chair_counts
 from hialign.tabletop.language import caption, hallucinated, mark
 from hialign.tabletop.world import Scene, Thing, sample
 
@@ -39,8 +39,27 @@ def test_a_model_that_names_nothing_has_no_recall():
 
 
 def test_no_caption_is_an_error():
-    with pytest.raises(ValueError, match="no caption"):
+    with pytest.raises(ValueError, match="chair: no caption"):
         chair([])
+    with pytest.raises(ValueError, match="attributes: no caption"):
+        attributes([])
+
+
+@pytest.mark.parametrize("counts", [chair_counts, attribute_counts])
+def test_counts_of_captions_add_up_to_the_shares_of_their_set(counts):
+    """Sums first, then the share: a caption with more to count weighs more."""
+    scenes = [sample("test", index, seed=0) for index in range(20)]
+    pairs = [(hallucinated(scene, "partner", scene.rng(1)), scene) for scene in scenes]
+    whole = {**chair(pairs).numbers(), **attributes(pairs)}
+    parts = [counts(text, scene) for text, scene in pairs]
+    for name in parts[0]:
+        hits, number = (sum(one[name][i] for one in parts) for i in (0, 1))
+        assert whole[name] == (hits / number if number else 0.0)
+
+
+def test_a_negation_that_is_not_the_world_s_is_misread_as_the_docstring_says():
+    assert chair([("a table without a cup", Scene((PEN,), (0, 0, 0)))]).chair_i == 1.0
+    assert chair([("a table with no cup", Scene((PEN,), (0, 0, 0)))]).chair_i == 0.0
 
 
 def test_attributes_by_hand():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hialign.data import CaptionedImage, Dataset, Loader, draw_captioned, flickr8k
+from hialign.data import CaptionedImage, Dataset, Loader, flickr8k
 from hialign.models import Model, part_of, set_trainable, tiny
 from hialign.objectives import Contrastive, NextToken
 from hialign.runner.assemble import collator
@@ -18,7 +18,7 @@ from hialign.training import LevelRun, Optimisation, Stage
 
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn(tmp_path_factory: pytest.TempPathFactory, draw_captioned: Callable[..., Path]) -> Path:
     """A folder of 20 drawn pictures in Flickr8k's layout."""
     return draw_captioned(tmp_path_factory.mktemp("drawn"), 20, seed=0)
 

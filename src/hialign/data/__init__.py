@@ -3,7 +3,6 @@
 from hialign.data.captions import coco_captions, flickr8k
 from hialign.data.collate import LanguageCollator, PairCollator
 from hialign.data.collate_preferences import HallucinatedCollator, PreferenceCollator
-from hialign.data.drawn import draw_captioned
 from hialign.data.hacl import hacl_captions
 from hialign.data.hallucinate import ByModel, ByWords, Hallucinated, Left
 from hialign.data.halva import halva_preferences
@@ -64,7 +63,6 @@ __all__ = [
     "Turn",
     "WorkerDied",
     "coco_captions",
-    "draw_captioned",
     "flickr8k",
     "hacl_captions",
     "halva_preferences",

@@ -18,6 +18,10 @@ class Captions:
     """
 
     def __init__(self, max_new_tokens: int = 40, samples: int = 5) -> None:
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: got {max_new_tokens}, wanted 1 or more")
+        if samples < 0:
+            raise ValueError(f"samples: got {samples}, wanted 0 captions to print or more")
         self.max_new_tokens, self.samples = max_new_tokens, samples
 
     def __call__(self, subject: Subject) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from hialign.evaluation.report import HIGH, LOW, NO_NUMBER, Numbers
 from hialign.evaluation.tabletop import SEED
 from hialign.tabletop.language import Style, describe, mark
 from hialign.tabletop.render import image
@@ -49,34 +51,46 @@ def examples(answers: Mapping[str, Path], number: int) -> list[Example]:
     return found
 
 
-def draw(scores: Mapping[str, Mapping[str, float]], shown: Sequence[Example], file: Path) -> None:
+def draw(scores: Mapping[str, Numbers], shown: Sequence[Example], file: Path) -> None:
     """Writes the picture: a row of panels with bars, and under it the scenes with their captions."""
     from matplotlib import rc_context
+
+    with rc_context({"text.hinting": "no_hinting"}):  # letters at their true widths: words stand side by side
+        figure(scores, shown).savefig(file)
+
+
+def figure(scores: Mapping[str, Numbers], shown: Sequence[Example]) -> Any:
+    """The picture. A bar's whisker is the score's 95 % interval; a score that is None has a dash for a bar."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 7.2), dpi=110, layout="constrained")
-    above, below = cast(Any, figure.subfigures(2, 1, height_ratios=(1, 1.25)))  # an array, whatever its stubs say
+    whole = Figure(figsize=(12, 7.2), dpi=110, layout="constrained")
+    above, below = cast(Any, whole.subfigures(2, 1, height_ratios=(1, 1.25)))  # an array, whatever its stubs say
     for axes, panel in zip(above.subplots(1, len(PANELS)), PANELS, strict=True):
         bars = _bars(axes, scores, *panel)
-    above.legend(bars, list(scores), loc="outside upper center", ncols=len(scores), frameon=False)
+    title = "one seed each; lines are 95 % intervals over scenes"
+    above.legend(bars, list(scores), loc="outside upper center", ncols=len(scores), frameon=False, title=title)
     for axes, example in zip(below.subplots(1, len(shown)), shown, strict=True):
         _scene(axes, example, list(scores))
-    with rc_context({"text.hinting": "no_hinting"}):  # letters at their true widths: words stand side by side
-        figure.savefig(file)
+    return whole
 
 
-def _bars(
-    axes: Any, scores: Mapping[str, Mapping[str, float]], title: str, key: str, groups: Sequence[str]
-) -> list[Any]:
+def _bars(axes: Any, scores: Mapping[str, Numbers], title: str, key: str, groups: Sequence[str]) -> list[Any]:
     """Draws a panel; its bars by model, for the legend."""
     width, drawn = 0.8 / len(scores), []
     for number, numbers in enumerate(scores.values()):
         places = [group + width * (number - (len(scores) - 1) / 2) for group in range(len(groups))]
-        bars = axes.bar(places, [numbers[key.format(group)] for group in groups], 0.94 * width, color=COLOURS[number])
-        axes.bar_label(bars, fmt="%.2f", fontsize=9)
-        drawn.append(bars)
+        values = [numbers[key.format(group)] for group in groups]
+        heights = [math.nan if value is None else value for value in values]
+        drawn.append(axes.bar(places, heights, 0.94 * width, color=COLOURS[number]))
+        for place, value, group in zip(places, values, groups, strict=True):
+            ends = [numbers.get(f"{key.format(group)}{end}") for end in (LOW, HIGH)]
+            if value is not None and None not in ends:
+                axes.plot([place, place], ends, color="#222222", linewidth=1)
+            top = max([end for end in (value, *ends) if end is not None], default=0.0)
+            text = NO_NUMBER if value is None else f"{value:.2f}"
+            axes.annotate(text, (place, top), (0, 2), textcoords="offset points", ha="center", fontsize=9)
     axes.set_xticks(range(len(groups)), groups)
-    axes.set_ylim(0, 1.05)
+    axes.set_ylim(0, 1.1)
     axes.set_title(title, fontsize=10.5)
     axes.spines[["top", "right"]].set_visible(False)
     return drawn

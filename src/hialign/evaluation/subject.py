@@ -21,11 +21,13 @@ from hialign.models import Model, evaluating
 class Subject:
     """A model and what it is asked about. ``answers`` is where its answers are written, ``name`` tells models apart.
 
-    ``made_by`` holds what else decides an answer: how the prompt is laid out, the precision, the data.
+    ``made_by`` holds what else decides an answer: how the prompt is laid out, the precision, the data. ``world`` has
+    the noise and the co-occurrence of the data that it was trained on, where these are of the embedded world.
     """
 
     name: str
     made_by: Mapping[str, Any]
+    world: Mapping[str, float | None]
     model: Model
     heldout: Callable[[], Dataset[CaptionedImage]]  # read when first asked for: not every benchmark wants it
     language: LanguageCollator
@@ -35,6 +37,10 @@ class Subject:
     device: torch.device
     autocast: Callable[[], Any]
     on_skip: Callable[[Skipped], None]
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: got {self.batch_size}, wanted at least 1")
 
     def images(self, task: str) -> Iterator[tuple[list[CaptionedImage], Tensor]]:
         """Held-out records with their images (batch, 3, height, width), under a progress bar that says ``task``.

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hialign.batch import PairBatch
 from hialign.data import CaptionedImage
+from hialign.data.collate import PairItem
 from hialign.data.vqa import SHORT_ANSWER
 from hialign.evaluation.asking import Query, ask
+from hialign.evaluation.report import HIGH, LOW
 from hialign.evaluation.subject import Subject
+from hialign.evaluation.uncertainty import Interval, by_scene, wilson
 from hialign.objectives import Parts
 from hialign.tabletop.asked import (
     ATTRIBUTES,
@@ -26,47 +32,105 @@ from hialign.tabletop.asked import (
     topic_questions,
     topic_scores,
 )
-from hialign.tabletop.chair import attributes, chair
+from hialign.tabletop.chair import attribute_counts, attributes, chair, chair_counts
 from hialign.tabletop.language import DESCRIBE, mark
 from hialign.tabletop.records import Drawn, World
 from hialign.tabletop.render import NOISE
 from hialign.tabletop.scores import zero_shot
-from hialign.tabletop.world import COOCCURRENCE, KINDS
+from hialign.tabletop.world import APART, COOCCURRENCE, KINDS, Scene
 
 SEED = 1  # the scenes of seed 0 were looked at while the world was made
+RUN = "run"  # a setting that follows the data which the model was trained on
+OWN = {"noise": NOISE, "cooccurrence": COOCCURRENCE}  # the world's, for models that were trained on other data
+Settings = Mapping[str, float | None]
+Numbers = dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class Shown:
-    """The scenes that are shown: ``size`` of each split, their pictures as hard to read as ``noise`` says."""
+    """The scenes that are shown: ``size`` of each split, their pictures as hard to read as ``noise`` says.
+
+    ``noise`` and ``cooccurrence`` are ``run``, which is what the run's data have, or numbers of their own; where the
+    run has other data, ``run`` is the world's own. With ``cooccurrence`` None kinds are independent. The splits where
+    partners never meet have no use for it. Both are printed, and stand among the scores.
+    """
 
     splits: Sequence[str] = ("test", "counterfactual")
     size: int = 300
     seed: int = SEED
-    noise: float = NOISE
+    noise: float | str = RUN
+    cooccurrence: float | str | None = RUN
+    max_new_tokens: int = 4
 
     def __post_init__(self) -> None:
         if isinstance(self.splits, str) or not self.splits:
             raise ValueError(f"splits: got {self.splits!r}, wanted a list, such as [test, counterfactual]")
-        if self.size < 1:
-            raise ValueError(f"size: got {self.size}, wanted 1 scene or more of each split")
-        for split in self.splits:
-            self.world(split)
+        at_least("size", self.size, 1, "scene of each split")
+        at_least("max_new_tokens", self.max_new_tokens, 1, "token of an answer")
+        given = {"noise": self.noise, "cooccurrence": self.cooccurrence}
+        self.worlds({name: OWN[name] if value == RUN else number(name, value) for name, value in given.items()})
 
-    def world(self, split: str) -> World:
-        """The world that draws a split; a ValueError where there is no such world."""
-        return World(split, self.seed, COOCCURRENCE, self.noise)
+    def worlds(self, settings: Settings) -> dict[str, World]:
+        """What draws each split; a ValueError where there is no such world."""
+        noise, cooccurrence = settings["noise"], settings["cooccurrence"]
+        assert noise is not None
+        return {
+            split: World(split, self.seed, COOCCURRENCE if split in APART else cooccurrence, noise)
+            for split in self.splits
+        }
+
+    def settings(self, subject: Subject, name: str) -> dict[str, float | None]:
+        """The noise and the co-occurrence that are used, which are printed."""
+        return settled(subject, name, {"noise": self.noise, "cooccurrence": self.cooccurrence})
 
     def ask(
-        self, subject: Subject, name: str, asked: Sequence[Asked], question: Callable[[Asked], str | None], length: int
+        self,
+        subject: Subject,
+        name: str,
+        asked: Sequence[Asked],
+        question: Callable[[Asked], str | None],
+        settings: Settings,
     ) -> dict[str, str]:
         """The model's answers by the questions' ids."""
-        worlds = {split: self.world(split) for split in self.splits}
+        worlds = self.worlds(settings)
         queries = [
             Query(one.id, partial(_pixels, subject, worlds[one.split], one.index), question(one)) for one in asked
         ]
-        made_by = {"seed": self.seed, "noise": self.noise}
-        return ask(subject, name, queries, max_new_tokens=length, made_by=made_by)
+        made_by = {"seed": self.seed, **settings}
+        return ask(subject, name, queries, max_new_tokens=self.max_new_tokens, made_by=made_by)
+
+    def scenes(self, settings: Settings) -> dict[str, list[Scene]]:
+        """The scenes of each split."""
+        return {split: [world.scene(i) for i in range(self.size)] for split, world in self.worlds(settings).items()}
+
+
+def number(name: str, value: float | str | None) -> float | None:
+    """``value``, which is no word."""
+    if isinstance(value, str):
+        raise ValueError(f"{name}: got {value!r}, wanted a number, or {RUN} for that of the run's data")
+    return value
+
+
+def settled(subject: Subject, benchmark: str, given: Mapping[str, float | str | None]) -> dict[str, float | None]:
+    """Numbers for what is ``given``, the run's where that is ``run``; prints them with where they are from."""
+    found: dict[str, float | None] = {}
+    told = []
+    for name, value in given.items():
+        if value != RUN:
+            found[name], source = number(name, value), "as set"
+        elif name in subject.world:
+            found[name], source = subject.world[name], "the run's"
+        else:
+            found[name], source = OWN[name], "the world's own: the run's data have none"
+        told.append(f"{name} {found[name]} ({source})")
+    print(f"{benchmark}: {', '.join(told)}", flush=True)
+    return found
+
+
+def at_least(name: str, value: int, least: int, what: str) -> None:
+    """Nothing, or a ValueError that names the setting."""
+    if value < least:
+        raise ValueError(f"{name}: got {value}, wanted {least} {what} or more")
 
 
 def _pixels(subject: Subject, world: World, index: int) -> Tensor:
@@ -80,47 +144,69 @@ class TabletopCaptions(Shown):
     ``question`` is asked where the model's template has room for one; None shows the image alone.
     """
 
-    question: str | None = DESCRIBE
     max_new_tokens: int = 80
+    question: str | None = DESCRIBE
     samples: int = 3
 
-    def __call__(self, subject: Subject) -> dict[str, float]:
-        """The scores as ``split/number``; prints some captions of each split, with what is not there in asterisks."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least("samples", self.samples, 0, "captions to print of each split")
+
+    def __call__(self, subject: Subject) -> Numbers:
+        """The scores as ``split/number``, with the ends of their 95 % intervals over scenes.
+
+        Prints some captions of each split, with what is not there in asterisks.
+        """
+        settings = self.settings(subject, "tabletop_captions")
         asked = [one for split in self.splits for one in descriptions(split, self.size)]
         question = self.question if subject.language.asks else None
-        answers = self.ask(subject, "tabletop_captions", asked, lambda _: question, self.max_new_tokens)
-        scores: dict[str, float] = {}
+        answers = self.ask(subject, "tabletop_captions", asked, lambda _: question, settings)
+        scenes, scores = self.scenes(settings), dict(settings)
         for split in self.splits:
-            pairs = [(answers[one.id], self.world(split).scene(one.index)) for one in asked if one.split == split]
+            pairs = [(answers[one.id], scenes[split][one.index]) for one in asked if one.split == split]
             for text, scene in pairs[: self.samples]:
                 print(f"{split}: {mark(text, set(KINDS) - scene.kinds)}")
-            numbers = {**chair(pairs).numbers(), **attributes(pairs)}
-            scores |= {f"{split}/{name}": value for name, value in numbers.items()}
+            scores |= {f"{split}/{name}": value for name, value in caption_numbers(pairs).items()}
         return scores
+
+
+def caption_numbers(pairs: Sequence[tuple[str, Scene]]) -> dict[str, float]:
+    """The numbers of ``chair`` and of ``attributes`` of captions, each with its scene; behind shares their ends."""
+    counts = [{**chair_counts(text, scene), **attribute_counts(text, scene)} for text, scene in pairs]
+    shares = [{name: count for name, count in one.items() if name != "mentions"} for one in counts]  # that is none
+    return with_ends({**chair(pairs).numbers(), **attributes(pairs)}, by_scene(shares))
+
+
+def with_ends(numbers: Mapping[str, float], intervals: Mapping[str, Interval]) -> dict[str, float]:
+    """The numbers, and behind each that has an interval its ends."""
+    found: dict[str, float] = {}
+    for name, value in numbers.items():
+        found[name] = value
+        if name in intervals:
+            found[f"{name}{LOW}"], found[f"{name}{HIGH}"] = intervals[name]
+    return found
 
 
 @dataclass(frozen=True)
 class TabletopPope(Shown):
     """POPE's numbers for each split and each way of choosing what is not there, by ``asked.pope_questions``."""
 
-    max_new_tokens: int = 4
-
-    def __call__(self, subject: Subject) -> dict[str, float]:
+    def __call__(self, subject: Subject) -> Numbers:
         """The scores as ``split/way/number``."""
-        asked = [one for split in self.splits for one in pope_questions(split, self.size, seed=self.seed)]
-        return pope_scores(asked, self.ask(subject, "tabletop_pope", asked, short, self.max_new_tokens))
+        settings = self.settings(subject, "tabletop_pope")
+        asked = [one for split, scenes in self.scenes(settings).items() for one in pope_questions(split, scenes)]
+        return {**settings, **pope_scores(asked, self.ask(subject, "tabletop_pope", asked, short, settings))}
 
 
 @dataclass(frozen=True)
 class TabletopVqa(Shown):
     """The share of right short answers by topic, by ``asked.topic_questions``."""
 
-    max_new_tokens: int = 4
-
-    def __call__(self, subject: Subject) -> dict[str, float]:
-        """The scores as ``split/topic``."""
-        asked = [one for split in self.splits for one in topic_questions(split, self.size, seed=self.seed)]
-        return topic_scores(asked, self.ask(subject, "tabletop_vqa", asked, short, self.max_new_tokens))
+    def __call__(self, subject: Subject) -> Numbers:
+        """The scores as ``split/topic``, beside each what the most frequent answer would get."""
+        settings = self.settings(subject, "tabletop_vqa")
+        asked = [one for split, scenes in self.scenes(settings).items() for one in topic_questions(split, scenes)]
+        return {**settings, **topic_scores(asked, self.ask(subject, "tabletop_vqa", asked, short, settings))}
 
 
 def short(asked: Asked) -> str:
@@ -130,26 +216,44 @@ def short(asked: Asked) -> str:
 
 @dataclass(frozen=True)
 class TabletopZeroShot:
-    """How often the CLIP towers give one thing alone on the table its kind, its colour and its place."""
+    """How often the CLIP towers give one thing alone on the table its kind, its colour and its place.
+
+    ``size`` tables, as hard to read as ``noise`` says: ``run`` or a number, as for ``Shown``.
+    """
 
     size: int = 300
     seed: int = SEED
-    noise: float = NOISE
+    noise: float | str = RUN
 
     def __post_init__(self) -> None:
         Shown(size=self.size, seed=self.seed, noise=self.noise)  # checks them
 
-    def __call__(self, subject: Subject) -> dict[str, float]:
-        """The scores by attribute, and beside each what guessing would get."""
+    def __call__(self, subject: Subject) -> Numbers:
+        """The scores by attribute with the ends of their 95 % intervals, and beside each what guessing would get."""
+        settings = settled(subject, "tabletop_zero_shot", {"noise": self.noise})
+        noise = settings["noise"]
+        assert noise is not None
         scenes = lone_scenes(self.size, seed=self.seed)
-        records = [CaptionedImage(f"lone-{i}", Drawn(scene, self.noise), ("",)) for i, scene in enumerate(scenes)]
-        images = [subject.language.pixels(record)[0] for record in records]
-        shown = [subject.pairs.row(record, "one", image) for record, image in zip(records, images, strict=True)]
-        unseen = images[0][:, :0, :0]  # of prompts the text alone is read, and there are hundreds of them
-        said = [subject.pairs.row(records[0], text, unseen) for text in prompts()]
-        texts = subject.read(_texts, subject.pairs.collate(said))
-        found = zero_shot(subject.read(_images, subject.pairs.collate(shown)), texts, scenes)
-        return {**found, **{f"{name}_chance": 1 / len(values) for name, values in ATTRIBUTES.items()}}
+        records = [CaptionedImage(f"lone-{i}", Drawn(scene, noise), ("",)) for i, scene in enumerate(scenes)]
+        shown = (subject.pairs.row(record, "one", subject.language.pixels(record)[0]) for record in records)
+        unseen = subject.language.pixels(records[0])[0][:, :0, :0]  # of prompts the text alone is read
+        said = (subject.pairs.row(records[0], text, unseen) for text in prompts())
+        found = zero_shot(_read(subject, _images, shown), _read(subject, _texts, said), scenes)
+        chance = {f"{name}_chance": 1 / len(values) for name, values in ATTRIBUTES.items()}
+        ends = {name: wilson(value, self.size) for name, value in found.items()}
+        return {**settings, "scenes": float(self.size), **with_ends(found, ends), **chance}
+
+
+def _read(subject: Subject, reader: Callable[[Any, Any], Tensor], items: Iterable[PairItem]) -> Tensor:
+    """What ``reader`` makes of all items, some at a time."""
+    batches = _some(items, subject.batch_size)
+    return torch.cat([subject.read(reader, subject.pairs.collate(batch)) for batch in batches])
+
+
+def _some(items: Iterable[PairItem], number: int) -> Iterator[list[PairItem]]:
+    left = iter(items)
+    while batch := list(islice(left, number)):
+        yield batch
 
 
 def _texts(parts: Parts, batch: PairBatch) -> Tensor:

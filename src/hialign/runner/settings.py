@@ -1,8 +1,10 @@
-"""``key=value`` settings of the commands that need no Hydra."""
+"""What commands are told besides Hydra's overrides: ``key=value`` settings, and HIALIGN_TRACEBACK."""
 
 from __future__ import annotations
 
 import difflib
+import os
+import traceback
 from collections.abc import Sequence
 
 
@@ -27,3 +29,9 @@ def read(
     if lacking:
         raise ValueError(f"{command}: {lacking[0]}= is not given, as in: {usage}")
     return given
+
+
+def print_traceback() -> None:
+    """Prints the traceback of the error that is being handled, where HIALIGN_TRACEBACK asks for it."""
+    if os.environ.get("HIALIGN_TRACEBACK", "0") not in ("", "0"):
+        traceback.print_exc()

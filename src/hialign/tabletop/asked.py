@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from hialign.benchmarks import pope
 from hialign.tabletop.language import DESCRIBE, TOPICS, existence_question, phrase, plain, question
-from hialign.tabletop.world import COLOURS, KINDS, PARTNER, PLACES, Scene, Thing, sample, scene_id
+from hialign.tabletop.world import COLOURS, KINDS, PARTNER, PLACES, Scene, Thing, scene_id
 
 _POPE, _TOPIC, _LONE = 20, 21, 22  # what a scene's generators are for
 _POSITIVES = 3  # of a scene, as POPE has it
@@ -32,19 +33,24 @@ def descriptions(split: str, size: int) -> list[Asked]:
     return [Asked(scene_id(split, index), split, index, DESCRIBE, "", (split,)) for index in range(size)]
 
 
-def pope_questions(split: str, size: int, *, seed: int) -> list[Asked]:
+def pope_questions(split: str, scenes: Sequence[Scene]) -> list[Asked]:
     """After up to three kinds that are there, and for each after one that is not, chosen in POPE's three ways.
 
     ``random``: any; ``popular``: the most frequent of the world; ``adversarial``: the one that is most often seen with
-    the kind that is there, its partner first. No kind is asked after twice in a way. A question that several ways share
-    is asked once, and counts in each.
+    the kind that is there. No kind is asked after twice in a way. A question that several ways share is asked once, and
+    counts in each.
+
+    In this world a biased training set shows a kind with its partner, and with all others as often as these are met at
+    all: so most often seen with a kind are its partner, then the most frequent kinds. Where the partner is there too,
+    as nearly always on ``test``, what is adversarial is what is popular: of 300 scenes, 98 % of the absent kinds asked
+    after are the same, on ``counterfactual`` 43 %. ``pope_scores`` measures it beside the scores.
 
     Source: Li et al. 2023, arXiv:2305.10355, section 4.1.
-    Differs: scenes with fewer than three kinds are asked after those they have.
+    Differs: scenes with fewer than three kinds are asked after those they have; how often kinds are met, alone and
+    together, is how the world is made, not counted, ties in the order of ``KINDS``.
     """
     asked = []
-    for index in range(size):
-        scene = sample(split, index, seed=seed)
+    for index, scene in enumerate(scenes):
         ways: dict[str, list[str]] = {}
         for category in pope.CATEGORIES:
             for kind in _kinds(scene, category):
@@ -72,22 +78,33 @@ def _kinds(scene: Scene, category: str) -> list[str]:
 
 
 def pope_scores(asked: Sequence[Asked], answers: Mapping[str, str]) -> dict[str, float]:
-    """POPE's numbers for each split and way, as ``split/way/number``; ``answers`` by the questions' ids."""
+    """POPE's numbers for each split and way, as ``split/way/number``; ``answers`` by the questions' ids.
+
+    ``split/adversarial/as_popular`` is the share of the absent kinds which the popular way asks after too: near 1, the
+    two ways are one.
+    """
     scores: dict[str, float] = {}
     for group in dict.fromkeys(group for one in asked for group in one.groups):
-        pairs = [(answers[one.id], one.answer == "yes") for one in asked if group in one.groups]
-        scores |= {f"{group}/{name}": value for name, value in pope.score(pairs).items()}
+        members = [one for one in asked if group in one.groups]
+        numbers = pope.score([(answers[one.id], one.answer == "yes") for one in members])
+        if group.endswith("/adversarial"):
+            popular = group.replace("/adversarial", "/popular")
+            absent = [one for one in members if one.answer == "no"]
+            numbers["as_popular"] = sum(popular in one.groups for one in absent) / len(absent)
+        scores |= {f"{group}/{name}": value for name, value in numbers.items()}
     return scores
 
 
-def topic_questions(split: str, size: int, *, seed: int) -> list[Asked]:
-    """One question of each topic on each scene that has something to ask; yes and no are as likely after existence."""
+def topic_questions(split: str, scenes: Sequence[Scene]) -> list[Asked]:
+    """One question of each topic on each scene that has something to ask.
+
+    Scene after scene, existence is asked for what is not there and for what is, in turns: half of the answers are yes.
+    """
     asked = []
-    for index in range(size):
-        scene = sample(split, index, seed=seed)
+    for index, scene in enumerate(scenes):
         rng = scene.rng(_TOPIC)
         for topic in TOPICS:
-            one = question(scene, topic, rng, positive_bias=0.5)
+            one = question(scene, topic, rng, positive_bias=float(index % 2))
             if one is not None:
                 name, groups = f"{scene_id(split, index)}/{topic}", (f"{split}/{topic}", f"{split}/all")
                 asked.append(Asked(name, split, index, one.text, one.answer, groups))
@@ -98,11 +115,25 @@ def topic_scores(asked: Sequence[Asked], answers: Mapping[str, str]) -> dict[str
     """The share of right answers for each split and topic, as ``split/topic``, and ``split/all`` of all questions.
 
     An answer is right when it is the truth, but for case, blanks and a full stop: the world's answers have one form.
+    Beside each, ``split/topic/most_frequent`` is what the most frequent answer to the topic would get, always given;
+    for ``split/all`` the most frequent answer to each topic.
     """
     groups = sorted(dict.fromkeys(group for one in asked for group in one.groups), key=_place)
     right = {one.id: plain(answers[one.id]).removesuffix(".").rstrip() == one.answer for one in asked}
-    members = {group: [right[one.id] for one in asked if group in one.groups] for group in groups}
-    return {group: sum(hits) / len(hits) for group, hits in members.items()}
+    scores: dict[str, float] = {}
+    for group in groups:
+        members = [one for one in asked if group in one.groups]
+        scores[group] = sum(right[one.id] for one in members) / len(members)
+        scores[f"{group}/most_frequent"] = _guessed(members) / len(members)
+    return scores
+
+
+def _guessed(asked: Sequence[Asked]) -> int:
+    """How many answers are the most frequent one of their topic."""
+    by_topic: dict[str, Counter[str]] = {}
+    for one in asked:
+        by_topic.setdefault(one.groups[0], Counter())[one.answer] += 1
+    return sum(max(answers.values()) for answers in by_topic.values())
 
 
 def _place(group: str) -> tuple[str, int]:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from hialign.tabletop.language import mentions
 from hialign.tabletop.world import PARTNER, SIZES, STATES, Scene
 
+Count = tuple[int, int]  # how many, of how many
+
 
 @dataclass(frozen=True)
 class Chair:
@@ -29,28 +31,33 @@ def chair(pairs: Iterable[tuple[str, Scene]]) -> Chair:
     """The counts over captions, each with its scene; a ValueError when there is none.
 
     Source: Rohrbach et al. 2018, arXiv:1809.02156: CHAIR-i and CHAIR-s, mentions counted with repetition.
-    Differs: what a caption mentions is known exactly, by the world's own words; recall is added, as others have.
+    Differs: what a caption mentions is read by the world's own words and sentences. Of those it is exact; a negation
+    ("without a cup", "the cup is gone"), a synonym, or a kind that comes without its noun in any other sentence is
+    misread. Recall is added, as others have.
     """
-    captions = mentioned = wrong = wrong_captions = partners = found = there = 0
-    for text, scene in pairs:
-        kinds = [mention.kind for mention in mentions(text)]
-        made_up = [kind for kind in kinds if kind not in scene.kinds]
-        captions += 1
-        mentioned += len(kinds)
-        wrong += len(made_up)
-        wrong_captions += bool(made_up)
-        partners += sum(PARTNER[kind] in scene.kinds for kind in made_up)
-        found += len(scene.kinds & set(kinds))
-        there += len(scene.kinds)
-    if not captions:
+    counts = [chair_counts(text, scene) for text, scene in pairs]
+    if not counts:
         raise ValueError("chair: no caption; wanted at least one")
-    return Chair(
-        chair_i=wrong / mentioned if mentioned else 0.0,
-        chair_s=wrong_captions / captions,
-        recall=found / there if there else 0.0,
-        partner=partners / wrong if wrong else 0.0,
-        mentions=mentioned / captions,
-    )
+    return Chair(**{name: share([one[name] for one in counts]) for name in counts[0]})
+
+
+def chair_counts(text: str, scene: Scene) -> dict[str, Count]:
+    """What one caption adds to each number of ``Chair``: how many, of how many."""
+    kinds = [mention.kind for mention in mentions(text)]
+    made_up = [kind for kind in kinds if kind not in scene.kinds]
+    return {
+        "chair_i": (len(made_up), len(kinds)),
+        "chair_s": (int(bool(made_up)), 1),
+        "recall": (len(scene.kinds & set(kinds)), len(scene.kinds)),
+        "partner": (sum(PARTNER[kind] in scene.kinds for kind in made_up), len(made_up)),
+        "mentions": (len(kinds), 1),
+    }
+
+
+def share(counts: Iterable[Count]) -> float:
+    """How many of all; a share of nothing is 0."""
+    hits, number = map(sum, zip(*counts, strict=True))
+    return hits / number if number else 0.0
 
 
 ATTRIBUTES = ("colour", "place", "size", "state")
@@ -62,21 +69,27 @@ def attributes(pairs: Iterable[tuple[str, Scene]]) -> dict[str, float]:
 
     ``<attribute>_recall``: of the things that have one worth saying (not large, not whole), the share that is mentioned
     with it. ``<attribute>_precision``: of the attributes said of kinds that are there, the share that is true. Things
-    of one kind are not told apart: each of what is said answers for one of them. A share of nothing is 0.
+    of one kind are not told apart: each of what is said answers for one of them. A share of nothing is 0. A ValueError
+    when there is no caption.
     """
-    hits: Counter[str] = Counter()
-    true: Counter[str] = Counter()
-    said: Counter[str] = Counter()
-    for text, scene in pairs:
-        claims = [mention for mention in mentions(text) if mention.kind in scene.kinds]
-        for name in ATTRIBUTES:
-            there = Counter((t.kind, getattr(t, name)) for t in scene.things if getattr(t, name) not in _UNSAID)
-            claimed: Counter[tuple[str, str]] = Counter()
-            for claim in claims:
-                if (value := getattr(claim, name)) is not None and value not in _UNSAID:
-                    claimed[claim.kind, value] += claim.count
-            hits[name] += (there & claimed).total()
-            true[name] += there.total()
-            said[name] += claimed.total()
-    recalls = {f"{name}_recall": hits[name] / true[name] if true[name] else 0.0 for name in ATTRIBUTES}
-    return recalls | {f"{name}_precision": hits[name] / said[name] if said[name] else 0.0 for name in ATTRIBUTES}
+    counts = [attribute_counts(text, scene) for text, scene in pairs]
+    if not counts:
+        raise ValueError("attributes: no caption; wanted at least one")
+    return {name: share([one[name] for one in counts]) for name in counts[0]}
+
+
+def attribute_counts(text: str, scene: Scene) -> dict[str, Count]:
+    """What one caption adds to each number of ``attributes``: how many, of how many."""
+    claims = [mention for mention in mentions(text) if mention.kind in scene.kinds]
+    recalls: dict[str, Count] = {}
+    precisions: dict[str, Count] = {}
+    for name in ATTRIBUTES:
+        there = Counter((t.kind, getattr(t, name)) for t in scene.things if getattr(t, name) not in _UNSAID)
+        claimed: Counter[tuple[str, str]] = Counter()
+        for claim in claims:
+            if (value := getattr(claim, name)) is not None and value not in _UNSAID:
+                claimed[claim.kind, value] += claim.count
+        hits = (there & claimed).total()
+        recalls[f"{name}_recall"] = (hits, there.total())
+        precisions[f"{name}_precision"] = (hits, claimed.total())
+    return recalls | precisions

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from hialign.evaluation import captions as captions_module
+from hialign.runner.commands import evaluate, train
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +130,45 @@ def test_a_senseless_evaluation_is_refused_in_one_line(trained: Any, case: str) 
     assert key in done.err
     assert fix in done.err
     assert "Traceback" not in done.err
+
+
+def test_a_refusal_has_its_traceback_where_that_is_asked_for(trained: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "Traceback" not in trained.hialign("evaluate", "run=runs/nothing").err
+    monkeypatch.setenv("HIALIGN_TRACEBACK", "1")
+    error = trained.hialign("evaluate", "run=runs/nothing").err
+    assert "Traceback" in error
+    assert "hialign evaluate: run=runs/nothing: no config.yaml" in error
+
+
+def world_of(composed: Any, *overrides: str) -> dict[str, Any]:
+    """Of the config that a run of these overrides would save."""
+    return evaluate._world(OmegaConf.create(train._plain(composed("experiment=llava", *overrides))))
+
+
+def test_the_embedded_world_is_asked_as_the_run_s_data_have_it(composed: Any) -> None:
+    assert world_of(composed, "data=tabletop") == {"noise": 0.5, "cooccurrence": 0.95}
+    own = ("data.noise=0.1", "data.cooccurrence=null")
+    assert world_of(composed, "data=tabletop", *own) == {"noise": 0.1, "cooccurrence": None}
+
+
+def test_other_data_have_no_world(composed: Any) -> None:
+    assert world_of(composed, "data=flickr8k", "data.root=/nowhere", "+data.noise=0.3") == {}
+
+
+def test_scores_of_a_run_on_the_embedded_world_have_its_noise_and_what_is_null(workshop: Any) -> None:
+    """A model trained at another noise and on kinds without partners, from the command line to scores.json."""
+    small = ("model=tabletop", "data=tabletop", "data.size=40", "data.noise=0.125", "data.cooccurrence=null")
+    length = [f"stages.{stage}.{key}" for stage in ("pretrain", "finetune") for key in ("steps=1", "batch_size=2")]
+    done = workshop.hialign("train", "experiment=llava", *small, *length, "name=world")
+    assert done.code == 0, done.err
+    asked = ("benchmark=[tabletop_captions]", "benchmark.tabletop_captions.size=2", "device=cpu")
+    done = workshop.hialign("evaluate", "run=runs/llava/world", *asked)
+    assert done.code == 0, done.err
+    assert "tabletop_captions: noise 0.125 (the run's), cooccurrence None (the run's)" in done.out
+    scores = json.loads((workshop.run("world", "llava") / "scores.json").read_text())["tabletop_captions"]
+    assert (scores["noise"], scores["cooccurrence"]) == (0.125, None)
+    made_by = workshop.run("world", "llava") / "answers" / "tabletop_captions.made_by.json"
+    assert json.loads(made_by.read_text())["noise"] == 0.125
 
 
 def test_a_run_without_model_folder_is_evaluated_from_its_last_checkpoint(evaluated: tuple[Any, Any]) -> None:

@@ -20,7 +20,7 @@ from hialign.batch import LanguageBatch, PairBatch
 from hialign.data import CaptionedImage, Dataset, LanguageCollator, PairCollator, Skipped
 from hialign.evaluation.report import table
 from hialign.evaluation.subject import Subject
-from hialign.runner import assemble, schema
+from hialign.runner import assemble, schema, settings
 from hialign.runner.build import build
 from hialign.training import write_json
 from hialign.training.oracle import PRECISIONS, autocast
@@ -38,6 +38,7 @@ def _composed(config: DictConfig) -> None:
         run(config)
     except (ValueError, OSError) as error:
         print(f"hialign evaluate: {error}", file=sys.stderr)
+        settings.print_traceback()
         if HydraConfig.get().mode == RunMode.MULTIRUN:
             raise
         sys.exit(1)
@@ -73,9 +74,9 @@ def run(config: DictConfig) -> dict[str, Any]:
     return scores
 
 
-def _finite(score: float | str) -> float | str | None:
+def _finite(score: float | str | None) -> float | str | None:
     """The score as json has it: words as they are, no NaN and no infinity."""
-    return score if isinstance(score, str) or math.isfinite(score) else None
+    return score if score is None or isinstance(score, str) or math.isfinite(score) else None
 
 
 def _subject(config: DictConfig, folder: Path) -> Subject:
@@ -98,12 +99,22 @@ def _subject(config: DictConfig, folder: Path) -> Subject:
         language=language,
         pairs=pairs,
         made_by={**how, "precision": config.precision, "dtype": config.dtype, "data": str(node)},
+        world=_world(trained),
         answers=folder / "answers",
         batch_size=config.batch_size,
         device=device,
         autocast=partial(autocast, config.precision, device),
         on_skip=on_skip,
     )
+
+
+def _world(trained: DictConfig) -> dict[str, float | None]:
+    """The noise and the co-occurrence of the run's data; nothing where these are not of the embedded world."""
+    data: Any = OmegaConf.to_container(trained.data)
+    targets = [str(node.get("_target_")) for node in data.values() if isinstance(node, dict)]
+    if not any(target.startswith("hialign.tabletop.") for target in targets):
+        return {}
+    return {name: data[name] for name in ("noise", "cooccurrence") if name in data}
 
 
 def _heldout_node(config: DictConfig, trained: DictConfig) -> dict[str, Any]:

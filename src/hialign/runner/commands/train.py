@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ from hialign import distributed
 from hialign.data import Skipped
 from hialign.models import Model, checkpoint_activations
 from hialign.models import count as count_parameters
-from hialign.runner import assemble, names, schema
+from hialign.runner import assemble, names, schema, settings
 from hialign.runner.build import build
 from hialign.training import Logs, Preempted, Training, write_json, write_status
 from hialign.training.checkpoint import Checkpoint
@@ -53,8 +52,7 @@ def _composed(config: DictConfig) -> None:
         sys.exit(128 + stop.signum)
     except (ValueError, OSError) as error:
         print(f"hialign train: {error}", file=sys.stderr)
-        if os.environ.get("HIALIGN_TRACEBACK", "0") not in ("", "0"):
-            traceback.print_exc()
+        settings.print_traceback()
         if HydraConfig.get().mode == RunMode.MULTIRUN and not distributed.active():
             raise  # the sweep goes on; with several ranks it cannot, for the others wait in this run's collectives
         sys.exit(1)

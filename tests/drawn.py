@@ -1,4 +1,4 @@
-"""Drawn pictures with captions, in Flickr8k's layout: for trying things where no photographs are."""
+"""Drawn pictures with captions, in Flickr8k's layout, where a test wants photographs."""
 
 from __future__ import annotations
 
