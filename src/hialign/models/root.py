@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from hialign.batch import Tokens
 from hialign.models.heads import Alignment
+from hialign.models.shared import share, shared_mask
+from hialign.solvers import put
 
 B = TypeVar("B")
 T = TypeVar("T")
@@ -27,6 +31,8 @@ class Root(nn.Module):
         super().__init__()
         self.llava = llava
         self.alignment = alignment
+        self._reference: dict[str, Tensor] | None = None  # no part of the state: it is made anew from the start
+        self._adapters_off = False
 
     def forward(self, objective: Callable[[Root, B], T], batch: B) -> T:
         """``objective(self, batch)``; an objective for training, any other reader for evaluation."""
@@ -55,6 +61,76 @@ class Root(nn.Module):
         _, features = self._image_states(blank, projected=True)
         embeddings: Tensor = self.llava.get_input_embeddings()(text.ids)
         return embeddings + 0 * features.sum().to(embeddings.dtype)
+
+    def answer_states(
+        self, pixel_values: Tensor, chosen: Tokens, rejected: Tokens, starts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Last hidden states (batch, 1 + longest answer, width) of two answers behind one prompt, as ``tail`` has them.
+
+        Image and prompt, the first ``starts`` ids of both sides, are read once. Position encodings and attention are
+        those of the two rows by themselves.
+        """
+        rows = share(chosen, rejected, starts)
+        embeddings = self._embedded(pixel_values, rows.ids)
+        states = self.llava.model.language_model(
+            inputs_embeds=embeddings,
+            attention_mask=shared_mask(rows.segments, embeddings.dtype),
+            position_ids=rows.positions,
+            use_cache=False,
+        ).last_hidden_state
+        return _taken(states, rows.chosen), _taken(states, rows.rejected)
+
+    def text_states(self, pixel_values: Tensor, text: Tokens) -> Tensor:
+        """Last hidden states (batch, length, width) of rows of text with their images."""
+        states: Tensor = self.llava.model.language_model(
+            inputs_embeds=self._embedded(pixel_values, text.ids), attention_mask=text.mask, use_cache=False
+        ).last_hidden_state
+        return states
+
+    def _embedded(self, pixel_values: Tensor, ids: Tensor) -> Tensor:
+        """The embeddings of ``ids``, image features in the places of their placeholders, in row order."""
+        embeddings: Tensor = self.llava.get_input_embeddings()(ids)
+        images = pixel_values if len(pixel_values) else pixel_values.new_zeros(1, *pixel_values.shape[1:])
+        _, features = self._image_states(images, projected=True)
+        if not len(pixel_values):  # see _text_with_blank_image
+            return embeddings + 0 * features.sum().to(embeddings.dtype)
+        here = (ids == self.llava.config.image_token_index).unsqueeze(-1)
+        return embeddings.masked_scatter(here, features.to(embeddings.dtype))
+
+    @property
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """The language model's output layer: weight (vocabulary, width), and bias where it has one."""
+        layer: nn.Linear = self.llava.lm_head
+        return layer.weight, layer.bias
+
+    def keep_reference(self, trained: Collection[str]) -> None:
+        """Keeps what the parameters ``trained`` are now, for ``reference`` to go back to.
+
+        Adapters that add nothing yet are not copied: to leave them off is the same.
+        """
+        untouched = all(not p.any() for name, p in self.named_parameters() if ".lora_B." in name)
+        self._adapters_off = untouched
+        self._reference = {
+            name: p.detach().clone()
+            for name, p in self.named_parameters()
+            if name in trained and not (untouched and ".lora_" in name)
+        }
+
+    @contextmanager
+    def reference(self) -> Iterator[Root]:
+        """Within it, and without gradients or dropout, the model is what it was when ``keep_reference`` was called.
+
+        Leave it before the backward pass of anything that was computed outside.
+        """
+        if self._reference is None:
+            raise ValueError("reference: none is kept; call keep_reference before training")
+        before, parameters = self.training, dict(self.named_parameters())
+        with torch.no_grad(), put(parameters, self._reference), _without_adapters(self, self._adapters_off):
+            self.eval()
+            try:
+                yield self
+            finally:
+                self.train(before)
 
     def image_embeddings(self, pixel_values: Tensor, pairs: tuple[str, ...]) -> dict[str, Tensor]:
         """For each pair, the images' embeddings (batch, embed_dim), not normalised; the tower runs once for all."""
@@ -108,6 +184,24 @@ class Root(nn.Module):
     def _read_caption(self, caption: Tokens) -> Tensor:
         states = self.llava.model.language_model(input_ids=caption.ids, attention_mask=caption.mask, use_cache=False)
         return _last(states.last_hidden_state, caption.mask)
+
+
+def _taken(states: Tensor, places: Tensor) -> Tensor:
+    """The states at ``places`` (batch, some) of each row, (batch, some, width)."""
+    return states.gather(1, places.unsqueeze(-1).expand(-1, -1, states.shape[-1]))
+
+
+@contextmanager
+def _without_adapters(module: nn.Module, off: bool) -> Iterator[None]:
+    """Within it, LoRA layers compute what lies under them, if ``off``."""
+    layers = [layer for layer in module.modules() if isinstance(layer, LoraLayer)] if off else []
+    for layer in layers:
+        layer._disable_adapters = True  # enable_adapters would also stop them from training
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def _last(rows: Tensor, mask: Tensor) -> Tensor:

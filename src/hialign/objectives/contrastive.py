@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from hialign.batch import Batch, PairBatch
+from hialign.batch import Batch, HallucinatedBatch, PairBatch
 from hialign.distributed import gather
-from hialign.losses import info_nce_floor, symmetric_info_nce
+from hialign.losses import hacl, info_nce_floor, symmetric_info_nce
 from hialign.objectives.result import Parts, Result
 
 PAIRS = ("clip", "projector", "llm")
@@ -37,7 +37,7 @@ class Contrastive:
     Differs: gradients are those of the full batch over all ranks.
     """
 
-    batch_type: type[Batch] = PairBatch
+    batch_type: type[Batch] | Mapping[str, type[Batch]] = PairBatch
     whole_batch = True
     bounded = True
 
@@ -66,10 +66,7 @@ class Contrastive:
         """
         device = parts.temperature.device
         same, alone = _same_image(records, device)
-        losses = {
-            pair: _both_ways(embeddings[f"image/{pair}"], embeddings[f"text/{pair}"], parts.temperature, same)
-            for pair in self.pairs
-        }
+        losses = {pair: self._pair_loss(pair, embeddings, parts.temperature, same) for pair in self.pairs}
         rows = torch.tensor(float(len(records)), device=device)
         numbers: dict[str, float | Tensor] = {}
         if same.shape[1] > 1:
@@ -78,15 +75,61 @@ class Contrastive:
             numbers |= {f"{pair}_loss": loss.detach() for pair, loss in losses.items()}
         return Result(torch.stack(list(losses.values())).sum() * rows, rows, numbers)
 
+    def _pair_loss(self, pair: str, embeddings: Mapping[str, Tensor], temperature: Tensor, same: Tensor) -> Tensor:
+        return _both_ways(embeddings[f"image/{pair}"], embeddings[f"text/{pair}"], temperature, same)
+
+
+class Hacl(Contrastive):
+    """``Contrastive`` in which each image's hallucinated caption is one negative more.
+
+    ``form="paper"``: its own alone; ``"released"``: those of the whole batch over all ranks. The published pair is
+    ``llm``.
+
+    Source: Jiang et al. 2024, arXiv:2312.06968, sec. 3.3; code X-PLUG/mPLUG-HalOwl@63863fc, llava_llama.py.
+    Differs: see ``losses.hacl``.
+    """
+
+    batch_type: type[Batch] | Mapping[str, type[Batch]] = HallucinatedBatch
+
+    def __init__(self, pairs: Sequence[str] = ("llm",), *, form: str = "paper") -> None:
+        super().__init__(pairs)
+        if form not in ("paper", "released"):
+            raise ValueError(f"form: got {form!r}, wanted 'paper' or 'released'")
+        self.form = form
+
+    def embed(self, parts: Parts, batch: Batch) -> dict[str, Tensor]:
+        """As there, and ``hallucinated/<pair>``."""
+        assert isinstance(batch, HallucinatedBatch)
+        wrong = parts.text_embeddings(batch.hallucinated, batch.clip_hallucinated, self.pairs)
+        return super().embed(parts, batch) | {f"hallucinated/{pair}": rows for pair, rows in wrong.items()}
+
+    def _pair_loss(self, pair: str, embeddings: Mapping[str, Tensor], temperature: Tensor, same: Tensor) -> Tensor:
+        sides = [_wide(embeddings[f"{side}/{pair}"]) for side in ("image", "text", "hallucinated")]
+        every = [gather(side) for side in sides]
+        return hacl(
+            *sides,
+            form=self.form,
+            all_images=every[0][0],
+            all_captions=every[1][0],
+            all_hallucinated=every[2][0] if self.form == "released" else None,
+            offset=every[0][1],
+            temperature=temperature,
+            same=same,
+        )
+
 
 def _both_ways(images: Tensor, texts: Tensor, temperature: Tensor, same: Tensor) -> Tensor:
-    # in full precision, or ranks would add up their gradients in bfloat16
-    images, texts = (rows if rows.dtype == torch.float64 else rows.float() for rows in (images, texts))
+    images, texts = _wide(images), _wide(texts)
     all_images, offset = gather(images)
     all_texts, _ = gather(texts)
     return symmetric_info_nce(
         images, texts, all_images=all_images, all_texts=all_texts, offset=offset, temperature=temperature, same=same
     )
+
+
+def _wide(rows: Tensor) -> Tensor:
+    """In full precision, or ranks would add up their gradients in bfloat16."""
+    return rows if rows.dtype == torch.float64 else rows.float()
 
 
 def _same_image(records: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hialign.batch import Batch, LanguageBatch
 from hialign.losses import count_targets, next_token
 from hialign.objectives.result import Parts, Result
@@ -17,7 +19,7 @@ class NextToken:
     Differs: the former is the default.
     """
 
-    batch_type: type[Batch] = LanguageBatch
+    batch_type: type[Batch] | Mapping[str, type[Batch]] = LanguageBatch
     whole_batch = False
     bounded = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -30,6 +31,25 @@ class Parts(Protocol):
         """Logits (batch, length, vocabulary) of a row of text that holds the image's placeholders."""
         ...
 
+    def text_states(self, pixel_values: Tensor, text: Tokens) -> Tensor:
+        """Last hidden states (batch, length, width) of rows of text that hold the images' placeholders."""
+        ...
+
+    def answer_states(
+        self, pixel_values: Tensor, chosen: Tokens, rejected: Tokens, starts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """For both answers behind one prompt, the states (batch, 1 + longest answer, width) that predict them."""
+        ...
+
+    @property
+    def head(self) -> tuple[Tensor, Tensor | None]:
+        """The output layer's weight (vocabulary, width) and its bias, if any."""
+        ...
+
+    def reference(self) -> AbstractContextManager[Parts]:
+        """Within it the model is the one that training began with, without gradients."""
+        ...
+
     def image_embeddings(self, pixel_values: Tensor, pairs: tuple[str, ...]) -> dict[str, Tensor]:
         """For each pair by name, the images' embeddings (batch, dim)."""
         ...
@@ -49,10 +69,12 @@ class Parts(Protocol):
 class Objective(Protocol):
     """A loss on a model: ``batch_type`` says which batches it reads, ``whole_batch`` that its rows see each other.
 
+    One that reads several kinds has a mapping of its streams' names to the batches that they give.
+
     One that is ``bounded`` has a proved lower bound for each batch, which is among its numbers as ``floor``.
     """
 
-    batch_type: type[Batch]
+    batch_type: type[Batch] | Mapping[str, type[Batch]]
     whole_batch: bool
     bounded: bool
 

@@ -16,8 +16,19 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from hialign import distributed
-from hialign.batch import Batch, LanguageBatch, PairBatch
-from hialign.data import AnyData, LanguageCollator, Loader, Mixture, PairCollator, Skipped, Streamed, measure
+from hialign.batch import Batch, HallucinatedBatch, LanguageBatch, PairBatch, PreferenceBatch
+from hialign.data import (
+    AnyData,
+    HallucinatedCollator,
+    LanguageCollator,
+    Loader,
+    Mixture,
+    PairCollator,
+    PreferenceCollator,
+    Skipped,
+    Streamed,
+    measure,
+)
 from hialign.data.templates import as_jinja, end_ids
 from hialign.models import (
     Lora,
@@ -130,24 +141,36 @@ def collator(
     template: str = "plain_eos",
     image_aspect: str = "square",
     max_length: int = 2048,
-) -> LanguageCollator | PairCollator:
-    """What turns records into the batches that an objective reads; ``max_length`` is of the language model's rows."""
+    **preference: Any,
+) -> LanguageCollator | PairCollator | PreferenceCollator | HallucinatedCollator:
+    """What turns records into the batches that an objective reads; ``max_length`` is of the language model's rows.
+
+    ``preference`` are PreferenceCollator's further settings.
+    """
     tokenizer, images = model.processor.tokenizer, with_aspect(model.processor.image_processor, image_aspect)
+    config = model.root.llava.config
+    placeholders: dict[str, Any] = {"image_token_id": config.image_token_index, "num_image_tokens": model.num_image_tokens}
     if batch_type is LanguageBatch:
-        config = model.root.llava.config
-        return LanguageCollator(
-            tokenizer,
-            images,
-            image_token_id=config.image_token_index,
-            num_image_tokens=model.num_image_tokens,
-            max_length=max_length,
-            template=template,
-        )
-    if batch_type is PairBatch:
+        return LanguageCollator(tokenizer, images, max_length=max_length, template=template, **placeholders)
+    if batch_type is PreferenceBatch:
+        layout: dict[str, Any] = {"max_length": max_length, "template": template}
+        return PreferenceCollator(tokenizer, images, **layout, **placeholders, **preference)
+    if batch_type in (PairBatch, HallucinatedBatch):
         text = model.root.alignment.text
         longest = {} if text is None else {"max_length": text.config.max_position_embeddings}
-        return PairCollator(tokenizer, model.clip_tokenizer, images, **longest)
+        kind = PairCollator if batch_type is PairBatch else HallucinatedCollator
+        return kind(tokenizer, model.clip_tokenizer, images, **longest)
     raise ValueError(f"objective: it reads {batch_type.__name__}, for which there is no collator")
+
+
+def batch_type_of(objective: Objective, stream: str, path: str) -> type[Batch]:
+    """Which batches the objective reads on ``stream``."""
+    kinds = objective.batch_type
+    if not isinstance(kinds, Mapping):
+        return kinds
+    if stream not in kinds:
+        raise ValueError(f"{path}.data.{stream}: this objective reads the streams {', '.join(kinds)}")
+    return kinds[stream]
 
 
 def read_data(config: DictConfig, on_skip: OnSkip) -> Sources:
@@ -217,13 +240,7 @@ def _level(config: DictConfig, stage: str, level: Level, model: Model, sources: 
         streams = {
             stream: Loader(
                 data,
-                collator(
-                    objective.batch_type,
-                    model,
-                    template=node.template,
-                    image_aspect=node.image_aspect,
-                    max_length=node.max_length,
-                ),
+                _collator(objective, stream, model, node, data, f"stages.{stage}.{level}"),
                 batch_size=rows,
                 micro_batch_size=_micro_batch(objective, node, level, rows),
                 seed=_stream_seed(config.seed, stage, level, stream),
@@ -240,6 +257,38 @@ def _level(config: DictConfig, stage: str, level: Level, model: Model, sources: 
     except ValueError as error:
         raise ValueError(f"stages.{stage} ({level} level): {error}") from error
     return LevelRun(objective, streams)
+
+
+def _collator(objective: Objective, stream: str, model: Model, node: DictConfig, data: AnyData, path: str) -> Any:
+    batch_type = batch_type_of(objective, stream, path)
+    preference: dict[str, Any] = {}
+    if batch_type is PreferenceBatch:
+        others = data if node.corrupt == "other" else None
+        phrases = bool(getattr(objective, "phrases", False))
+        preference = {"corrupt": node.corrupt, "noise_step": node.noise_step, "others": others, "phrases": phrases}
+    return collator(
+        batch_type,
+        model,
+        template=node.template,
+        image_aspect=node.image_aspect,
+        max_length=node.max_length,
+        **preference,
+    )
+
+
+def keep_reference(model: Model, stages: Sequence[Stage]) -> None:
+    """Keeps what the model is now for the stages whose losses compare with it: none may have trained before them."""
+    for number, stage in enumerate(stages):
+        levels = [level for level, run in stage.levels.items() if getattr(run.objective, "needs_reference", False)]
+        if not levels:
+            continue
+        if number:
+            raise ValueError(
+                f"stages.{stage.name}.{levels[0]}: its reference is the model that the run starts from, and "
+                f"stages.{stages[0].name} trains before it; train that by itself, then start from it with "
+                "model.from_run=..."
+            )
+        model.root.keep_reference(stage.rates())
 
 
 def _stream_seed(seed: int, *stream: str) -> int:

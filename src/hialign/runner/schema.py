@@ -55,6 +55,9 @@ class StageConfig:
     image_aspect: str = "square"  # square: the processor's own resizing and cropping; pad: onto a square first
     group_by_length: bool = False  # outer batches of like length, text-only rows by themselves
     max_length: int = 2048  # tokens of a row
+    # what is set against the true image by losses that compare images: noise | zoom | grey | crop | rotation | other
+    corrupt: str | None = None
+    noise_step: int = 500  # of 1000, with corrupt=noise
     warmup: float = 0.03  # share of the steps
     schedule: str = "cosine"
     weight_decay: float = 0.0

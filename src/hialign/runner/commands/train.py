@@ -121,6 +121,7 @@ def _train(
         if no_recipe := _missing_recipe():
             logs.say(f"NOTE: there is no configs/recipe/{no_recipe}.yaml: the stages' own lengths and rates hold")
         stages = [assemble.build_stage(config, str(stage), model, sources, skips) for stage in config.stages]
+        assemble.keep_reference(model, stages)
         if distributed.is_main():
             assemble.say_input(stages, logs.say)
         Training(

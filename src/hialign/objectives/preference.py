@@ -1,0 +1,274 @@
+"""The preference level: of two answers to one prompt, the one that is true of the image."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hialign.batch import Batch, LanguageBatch, PreferenceBatch, Tokens
+from hialign.losses import (
+    PreferenceLoss,
+    changed_token_weights,
+    chunked_token_kl,
+    chunked_token_logps,
+    halva,
+    sequence_logps,
+)
+from hialign.objectives.result import Parts, Result
+
+IGNORED = -100
+TERMS = {  # what a loss may leave out, by the arguments that it would be given
+    "reference": ("reference_chosen", "reference_rejected"),
+    "images": ("policy_corrupted", "reference_corrupted"),
+    "segments": ("chosen_weights", "rejected_weights"),
+    "tokens": ("chosen_kl", "rejected_kl"),
+}
+
+
+class Preference:
+    """One of ``dpo``, ``ddpo``, ``tdpo``, ``mdpo``, ``cross_modal_dpo`` and ``chip`` of ``hialign.losses``.
+
+    The loss is given what its arguments are called after, and nothing else is computed: the answers' log-probabilities
+    under the policy and under the model that training began with, those of the chosen answer under the corrupted image,
+    the weights of changed tokens, the divergences of both answers.
+
+    Args:
+        loss: the function with its settings bound.
+        terms: of what the loss can do without, what it gets; None for all. ``reference``, ``images``, ``segments``,
+            ``tokens``.
+        changed: of ``segments``, the weight of a changed token, ``gamma`` of ``changed_token_weights``.
+        rule: likewise.
+        shared_prefix: read image and prompt once for both answers; otherwise each answer has a row of its own, which
+            gives the same and costs about twice as much.
+
+    Source: as the losses'.
+    Differs: policy and reference see the same corrupted image; where the official codes draw it anew, see the losses.
+    """
+
+    batch_type: type[Batch] | Mapping[str, type[Batch]] = PreferenceBatch
+    whole_batch = False
+    bounded = False
+    needs_reference = True
+
+    def __init__(
+        self,
+        loss: Callable[..., PreferenceLoss | Tensor],
+        *,
+        terms: Sequence[str] | None = None,
+        changed: float = 5.0,
+        rule: str = "diff",
+        shared_prefix: bool = True,
+    ) -> None:
+        self.loss, self.changed, self.rule, self.shared_prefix = loss, changed, rule, shared_prefix
+        self.asked = _asked(loss, terms)
+        self.by_token = bool({"chosen_weights", "normalize"} & set(inspect.signature(loss).parameters))
+        self.needs_reference = any(name.startswith("reference") or name.endswith("_kl") for name in self.asked)
+
+    def __call__(self, parts: Parts, batch: Batch) -> Result:
+        """The loss summed over the rows, and their number; what is logged are rewards and log-probabilities."""
+        assert isinstance(batch, PreferenceBatch)
+        chosen, rejected = (
+            tail(side.labels, batch.starts, side, fill=IGNORED) for side in (batch.chosen, batch.rejected)
+        )
+        if self.needs_reference:
+            with parts.reference() as reference:
+                there = self._read(reference, batch)
+                given = self._logps("reference", reference, there, chosen, rejected)
+                head = _kept(reference)
+        here = self._read(parts, batch)
+        policy = self._logps("policy", parts, here, chosen, rejected)
+        given = policy | (given if self.needs_reference else {})
+        if "chosen_weights" in self.asked:
+            weights = changed_token_weights(chosen, rejected, gamma=self.changed, rule=self.rule)
+            given |= dict(zip(("chosen_weights", "rejected_weights"), weights, strict=True))
+        if "chosen_kl" in self.asked:
+            for side, labels in (("chosen", chosen), ("rejected", rejected)):
+                given[f"{side}_kl"] = _divergence(parts, here[side], there[side], head, labels)
+        found = self.loss(**{name: given[name] for name in self.asked}, details=True)
+        assert isinstance(found, PreferenceLoss)
+        rows = torch.tensor(float(len(batch)), device=chosen.device)
+        return Result(found.losses.sum(), rows, _numbers(found, policy, given))
+
+    def _read(self, parts: Parts, batch: PreferenceBatch) -> dict[str, Tensor]:
+        """The states that predict each answer's tokens, (batch, 1 + longest answer, width)."""
+        if self.shared_prefix:
+            sides = parts.answer_states(batch.pixel_values, batch.chosen, batch.rejected, batch.starts)
+            states = dict(zip(("chosen", "rejected"), sides, strict=True))
+        else:
+            states = {
+                name: tail(parts.text_states(batch.pixel_values, side), batch.starts, side)
+                for name, side in (("chosen", batch.chosen), ("rejected", batch.rejected))
+            }
+        if "policy_corrupted" in self.asked:
+            if batch.corrupted_pixel_values is None:
+                raise ValueError(
+                    "the loss compares with a corrupted image, and the data give none; set data.corrupt=..."
+                )
+            rows = parts.text_states(batch.corrupted_pixel_values, batch.chosen)
+            states["corrupted"] = tail(rows, batch.starts, batch.chosen)
+        return states
+
+    def _logps(
+        self, model: str, parts: Parts, states: Mapping[str, Tensor], chosen: Tensor, rejected: Tensor
+    ) -> dict[str, Tensor]:
+        """The answers' log-probabilities by argument name: (batch, tokens), or their sums (batch,)."""
+        weight, bias = parts.head
+        found = {}
+        for side, rows in states.items():
+            labels = rejected if side == "rejected" else chosen
+            logps = chunked_token_logps(rows, weight, labels, bias=bias)
+            found[f"{model}_{side}"] = logps if self.by_token else sequence_logps(logps, labels)
+        return found
+
+
+class Halva:
+    """Phrases of a true answer against the hallucinated ones in their place, on two streams.
+
+    ``preference`` gives pairs of answers with their phrases, ``reference`` clean answers on which the model stays near
+    the one that training began with, by the full vocabulary's divergence (``kl="vocabulary"``) or the paper's
+    expression on the target tokens (``"target"``). The phrases' term is a mean over the pairs of phrases of a step, the
+    other one over answers, times ``alpha``.
+
+    Source: Sarkar et al. 2024, arXiv:2405.18654; code pritamqu/HALVA@059b086, halva_trainer.py.
+    Differs: see ``losses.halva``. With ``cells="padded"`` the mean depends on how a batch is split.
+    """
+
+    batch_type: type[Batch] | Mapping[str, type[Batch]] = MappingProxyType(
+        {"preference": PreferenceBatch, "reference": LanguageBatch}
+    )
+    whole_batch = False
+    bounded = False
+    needs_reference = True
+    phrases = True
+
+    def __init__(
+        self, *, alpha: float = 0.4, cells: str = "real", kl: str = "vocabulary", shared_prefix: bool = True
+    ) -> None:
+        if kl not in ("vocabulary", "target"):
+            raise ValueError(f"kl: got {kl!r}, wanted 'vocabulary' or 'target'")
+        if not alpha >= 0:
+            raise ValueError(f"alpha: got {alpha}, wanted 0 or more")
+        self.alpha, self.cells, self.kl, self.shared_prefix = alpha, cells, kl, shared_prefix
+
+    def __call__(self, parts: Parts, batch: Batch) -> Result:
+        """The phrases' loss and the number of their pairs, or alpha times the divergence and the number of answers."""
+        if isinstance(batch, PreferenceBatch):
+            return self._phrases(parts, batch)
+        assert isinstance(batch, LanguageBatch)
+        return self._anchor(parts, batch)
+
+    def _phrases(self, parts: Parts, batch: PreferenceBatch) -> Result:
+        if batch.chosen_phrases is None or batch.rejected_phrases is None:
+            raise ValueError("halva: the answers have no phrases marked; use data whose adapter marks them, as halva's")
+        sides = {"chosen": (batch.chosen, batch.chosen_phrases), "rejected": (batch.rejected, batch.rejected_phrases)}
+        if self.shared_prefix:
+            states = parts.answer_states(batch.pixel_values, batch.chosen, batch.rejected, batch.starts)
+        else:
+            rows = [parts.text_states(batch.pixel_values, side) for side, _ in sides.values()]
+            states = (tail(rows[0], batch.starts, batch.chosen), tail(rows[1], batch.starts, batch.rejected))
+        weight, bias = parts.head
+        given = {}
+        for (name, (tokens, phrases)), rows_ in zip(sides.items(), states, strict=True):
+            labels = tail(tokens.labels, batch.starts, tokens, fill=IGNORED)
+            given[f"policy_{name}"] = chunked_token_logps(rows_, weight, labels, bias=bias)
+            given[f"{name}_phrases"] = tail(phrases, batch.starts, tokens, fill=0)[:, 1:]
+        found = halva(
+            given["policy_chosen"],
+            given["policy_rejected"],
+            given["chosen_phrases"],
+            given["rejected_phrases"],
+            alpha=0.0,  # the other term has a stream of its own
+            cells=self.cells,
+            details=True,
+        )
+        phrases = given["chosen_phrases"]
+        real = phrases.amax(dim=1).sum()
+        cells = real if self.cells == "real" else phrases.amax() * len(phrases)
+        numbers = {"phrase_margin": (found.chosen_rewards - found.rejected_rewards).mean()}
+        return Result(found.losses.sum(), cells.to(found.losses.dtype), numbers)
+
+    def _anchor(self, parts: Parts, batch: LanguageBatch) -> Result:
+        labels = batch.text.labels
+        with parts.reference() as reference:
+            there = reference.text_states(batch.pixel_values, batch.text)
+            head = _kept(reference)
+        here = parts.text_states(batch.pixel_values, batch.text)
+        if self.kl == "vocabulary":
+            sums = _divergence(parts, here, there, head, labels)
+        else:
+            theirs = chunked_token_logps(there, head[0], labels, bias=head[1]).detach()
+            ours = chunked_token_logps(here, parts.head[0], labels, bias=parts.head[1])
+            sums = (theirs.exp() * (theirs - ours)).masked_fill(labels[:, 1:] == IGNORED, 0.0).sum(dim=-1)
+        rows = torch.tensor(float(len(batch)), device=labels.device)
+        return Result(self.alpha * sums.sum(), rows, {"anchor_kl": sums.detach().mean()})
+
+
+def tail(rows: Tensor, starts: Tensor, tokens: Tokens, *, fill: int | None = None) -> Tensor:
+    """Of each row (batch, length, ...) the place before ``starts`` and all behind it, (batch, 1 + longest, ...).
+
+    So states predict what is one place further, as in whole rows. Where a row ends earlier its last place is repeated
+    or, with ``fill``, that is there.
+    """
+    lengths = tokens.mask.sum(dim=1) - starts
+    steps = torch.arange(int(lengths.max()) + 1, device=rows.device).expand(len(rows), -1)
+    inside = steps <= lengths.unsqueeze(1)
+    places = (starts - 1).unsqueeze(1) + torch.minimum(steps, lengths.unsqueeze(1))
+    if rows.dim() == 3:
+        return rows.gather(1, places.unsqueeze(-1).expand(-1, -1, rows.shape[-1]))
+    taken = rows.gather(1, places)
+    return taken if fill is None else taken.masked_fill(~inside, fill)
+
+
+def _asked(loss: Callable[..., Any], terms: Sequence[str] | None) -> list[str]:
+    """The tensors that the loss takes, without those of optional terms that are not in ``terms``."""
+    found = inspect.signature(loss).parameters
+    tensors = [name for name in found if found[name].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    optional = {term: names for term, names in TERMS.items() if all(_optional(found, name) for name in names)}
+    if terms is not None and (unknown := [term for term in terms if term not in optional]):
+        raise ValueError(
+            f"terms: got {', '.join(unknown)}, wanted some of {', '.join(optional) or 'none'} for this loss"
+        )
+    left = {name for term, names in optional.items() if terms is not None and term not in terms for name in names}
+    return [name for name in tensors if name not in left]
+
+
+def _optional(found: Mapping[str, inspect.Parameter], name: str) -> bool:
+    return name in found and found[name].default is not inspect.Parameter.empty
+
+
+def _kept(reference: Parts) -> tuple[Tensor, Tensor | None]:
+    """The reference's output layer, still its own when the model has become the policy again."""
+    weight, bias = reference.head
+    return weight.detach(), None if bias is None else bias.detach()
+
+
+def _divergence(
+    parts: Parts, here: Tensor, there: Tensor, head: tuple[Tensor, Tensor | None], labels: Tensor
+) -> Tensor:
+    """(batch,): KL(reference || policy) summed over each row's labelled tokens, from both models' states."""
+    weight, bias = parts.head
+    by_token = chunked_token_kl(
+        here, weight, there, labels, bias=bias, reference_weight=head[0], reference_bias=head[1]
+    )
+    return by_token.sum(dim=-1)
+
+
+def _numbers(
+    found: PreferenceLoss, policy: Mapping[str, Tensor], given: Mapping[str, Tensor]
+) -> dict[str, float | Tensor]:
+    """What is logged: means over the rows."""
+    margins = found.chosen_rewards - found.rejected_rewards
+    sums = {name: value if value.dim() == 1 else value.sum(dim=-1) for name, value in policy.items()}
+    return {
+        "chosen_reward": found.chosen_rewards.detach().mean(),
+        "rejected_reward": found.rejected_rewards.detach().mean(),
+        "accuracy": (margins > 0).double().mean(),
+        "chosen_logp": sums["policy_chosen"].detach().mean(),
+        "rejected_logp": sums["policy_rejected"].detach().mean(),
+        **{name: given[name].detach().mean() for name in ("chosen_kl", "rejected_kl") if name in given},
+    }

@@ -1,0 +1,247 @@
+"""Preference objectives: answers that share their prompt, the reference, and equality with the losses themselves."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+
+from hialign.batch import LanguageBatch, PreferenceBatch, Tokens
+from hialign.losses import chip, ddpo, dpo, mdpo, sequence_logps, tdpo, token_kl, token_logps
+from hialign.models import tiny
+from hialign.objectives import Halva, Preference
+from hialign.objectives.preference import tail
+
+LOSSES = {
+    "dpo": partial(dpo, beta=0.3),
+    "ipo": partial(dpo, kind="ipo"),
+    "ddpo": ddpo,
+    "tdpo": tdpo,
+    "mdpo": mdpo,
+    "chip": partial(chip, form="released", beta=0.1),
+    "chip_paper": chip,
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny(seed=0, width=32, layers=2, image_size=32, patch_size=16)
+
+
+def padded(rows, fill):
+    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=fill)
+
+
+def tokens(rows, starts):
+    """Tokens of rows of ids, the labels from ``starts`` on."""
+    ids = padded(rows, 0)
+    mask = padded([[1] * len(row) for row in rows], 0)
+    labels = padded([[-100] * start + row[start:] for row, start in zip(rows, starts, strict=True)], -100)
+    return Tokens(ids=ids, mask=mask, labels=labels)
+
+
+def make_batch(model, *, corrupted=True, images=(1, 1, 2), seed=0):
+    """Three rows of different prompts and answers; the second's answers begin alike, the third has two images."""
+    generator = torch.Generator().manual_seed(seed)
+    image = model.processor.tokenizer.convert_tokens_to_ids(model.processor.image_token)
+    patches = model.num_image_tokens
+
+    def words(count):
+        return (1000 + torch.randint(200, (count,), generator=generator)).tolist()
+
+    prompts = [[2, *[image] * patches * number, *words(3 + number)] for number in images]
+    first = words(4)
+    answers = [
+        (words(5), words(2)),
+        ([*first, *words(3)], [*first, *words(1)]),
+        (words(1), words(6)),
+    ]
+    starts = [len(prompt) for prompt in prompts]
+    pixels = torch.randn(sum(images), 3, 32, 32, generator=generator)
+    sides = [tokens([p + a[side] for p, a in zip(prompts, answers, strict=True)], starts) for side in (0, 1)]
+    phrases = [
+        padded([[0] * s + [1] + [0] * (len(a[k]) - 1) for s, a in zip(starts, answers, strict=True)], 0) for k in (0, 1)
+    ]
+    return PreferenceBatch(
+        records=("a", "b", "c"),
+        pixel_values=pixels,
+        corrupted_pixel_values=torch.randn(pixels.shape, generator=generator) if corrupted else None,
+        chosen=sides[0],
+        rejected=sides[1],
+        starts=torch.tensor(starts),
+        chosen_phrases=phrases[0],
+        rejected_phrases=phrases[1],
+    )
+
+
+@pytest.fixture
+def trained(model):
+    """The model a little away from its reference."""
+    before = {name: p.detach().clone() for name, p in model.root.named_parameters()}
+    for parameter in model.root.parameters():
+        parameter.requires_grad_(True)
+    model.root.keep_reference({name for name, _ in model.root.named_parameters()})
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.root.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    yield model
+    with torch.no_grad():
+        for name, parameter in model.root.named_parameters():
+            parameter.copy_(before[name])
+            parameter.grad = None
+
+
+def gradients(root, objective, batch):
+    root.zero_grad()
+    result = root(objective, batch)
+    result.loss_sum.backward()
+    return result, {n: p.grad.clone() for n, p in root.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_shared_prompt_changes_neither_loss_nor_gradient(trained, name):
+    batch = make_batch(trained)
+    shared, one = gradients(trained.root, Preference(LOSSES[name]), batch)
+    apart, other = gradients(trained.root, Preference(LOSSES[name], shared_prefix=False), batch)
+    torch.testing.assert_close(shared.loss_sum, apart.loss_sum, rtol=1e-5, atol=1e-5)
+    assert one.keys() == other.keys()
+    for key, gradient in one.items():
+        scale = max(1.0, other[key].norm().item())
+        assert (gradient - other[key]).norm() < 1e-5 * scale, key
+    torch.testing.assert_close(dict(shared.numbers), dict(apart.numbers), rtol=1e-4, atol=1e-4)
+
+
+def plain(root, batch):
+    """What the losses need, from a forward pass of each side as transformers has it."""
+
+    def read(pixels, side):
+        logits = root.llava(input_ids=side.ids, attention_mask=side.mask, pixel_values=pixels).logits
+        return logits, token_logps(logits, side.labels)
+
+    found = {}
+    for model in ("reference", "policy"):
+        with root.reference() if model == "reference" else torch.enable_grad():
+            found[model] = {
+                "chosen": read(batch.pixel_values, batch.chosen),
+                "rejected": read(batch.pixel_values, batch.rejected),
+                "corrupted": read(batch.corrupted_pixel_values, batch.chosen),
+            }
+    return found
+
+
+def test_dpo_is_the_loss_on_logits_of_separate_forward_passes(trained):
+    batch = make_batch(trained)
+    found = plain(trained.root, batch)
+    sums = [
+        sequence_logps(found[model][side][1], getattr(batch, side).labels)
+        for model in ("policy", "reference")
+        for side in ("chosen", "rejected")
+    ]
+    expected = dpo(*sums, beta=0.3, reduction="sum")
+    torch.testing.assert_close(trained.root(Preference(LOSSES["dpo"]), batch).loss_sum, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_chip_is_the_loss_on_logits_of_separate_forward_passes(trained):
+    from hialign.losses import changed_token_weights
+
+    batch = make_batch(trained)
+    found = plain(trained.root, batch)
+    labels = [getattr(batch, side).labels for side in ("chosen", "rejected")]
+    weights = changed_token_weights(*labels, gamma=4.0)
+    kls = [
+        token_kl(found["policy"][side][0], found["reference"][side][0], getattr(batch, side).labels).sum(-1)
+        for side in ("chosen", "rejected")
+    ]
+    expected = chip(
+        found["policy"]["chosen"][1],
+        found["policy"]["rejected"][1],
+        found["reference"]["chosen"][1],
+        found["reference"]["rejected"][1],
+        found["policy"]["corrupted"][1],
+        found["reference"]["corrupted"][1],
+        *weights,
+        *kls,
+        beta=0.1,
+        form="released",
+        reduction="sum",
+    )
+    objective = Preference(LOSSES["chip"], changed=4.0)
+    torch.testing.assert_close(trained.root(objective, batch).loss_sum, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_at_the_start_every_margin_is_zero(model):
+    model.root.keep_reference({name for name, _ in model.root.named_parameters()})
+    result = model.root(Preference(LOSSES["dpo"]), make_batch(model))
+    assert result.loss_sum.item() / result.weight.item() == pytest.approx(0.693147, abs=1e-5)
+    assert result.numbers["chosen_reward"] == pytest.approx(0, abs=1e-5)
+
+
+def test_leaving_the_reference_gives_the_policy_back_bit_for_bit(trained):
+    before = {name: p.detach().clone() for name, p in trained.root.named_parameters()}
+    with pytest.raises(KeyError), trained.root.reference():
+        raise KeyError("in the middle")
+    assert trained.root.training
+    assert all(torch.equal(before[name], p) for name, p in trained.root.named_parameters())
+
+
+def test_a_loss_that_wants_a_corrupted_image_says_that_the_data_have_none(trained):
+    with pytest.raises(ValueError, match="corrupted image, and the batch has none; set the stage's corrupt"):
+        trained.root(Preference(LOSSES["mdpo"]), make_batch(trained, corrupted=False))
+
+
+def test_without_its_terms_chip_is_dpo(trained):
+    batch = make_batch(trained, corrupted=False)
+    bare = trained.root(Preference(partial(chip, beta=0.3), terms=[]), batch)
+    torch.testing.assert_close(bare.loss_sum, trained.root(Preference(LOSSES["dpo"]), batch).loss_sum)
+
+
+def test_a_term_that_the_loss_does_not_have_is_named(model):
+    with pytest.raises(ValueError, match="terms: got images, wanted some of reference"):
+        Preference(dpo, terms=["images"])
+
+
+def test_reference_free_dpo_asks_for_no_reference():
+    objective = Preference(dpo, terms=[])
+    assert not objective.needs_reference
+    assert objective.asked == ["policy_chosen", "policy_rejected"]
+
+
+def test_halva_counts_pairs_of_phrases_and_answers(trained):
+    batch = make_batch(trained)
+    objective = Halva(alpha=0.5)
+    phrases = trained.root(objective, batch)
+    assert phrases.weight.item() == 3
+    apart = trained.root(Halva(alpha=0.5, shared_prefix=False), batch)
+    torch.testing.assert_close(phrases.loss_sum, apart.loss_sum, rtol=1e-5, atol=1e-5)
+    found = plain(trained.root, batch)
+    by_hand = [
+        torch.nn.functional.softplus(
+            found["policy"]["rejected"][1][row, start - 1] - found["policy"]["chosen"][1][row, start - 1]
+        )
+        for row, start in enumerate(batch.starts.tolist())
+    ]
+    torch.testing.assert_close(phrases.loss_sum, torch.stack(by_hand).sum(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kl", ["vocabulary", "target"])
+def test_halvas_anchor_is_the_divergence_of_logits_of_separate_forward_passes(trained, kl):
+    batch = make_batch(trained)
+    clean = LanguageBatch(records=batch.records, pixel_values=batch.pixel_values, text=batch.chosen)
+    found = plain(trained.root, batch)
+    policy, reference = found["policy"]["chosen"], found["reference"]["chosen"]
+    if kl == "vocabulary":
+        expected = token_kl(policy[0], reference[0], batch.chosen.labels).sum()
+    else:
+        kept = batch.chosen.labels[:, 1:] != -100
+        expected = (reference[1].exp() * (reference[1] - policy[1]))[kept].sum()
+    result = trained.root(Halva(alpha=0.5, kl=kl), clean)
+    torch.testing.assert_close(result.loss_sum, 0.5 * expected, rtol=1e-4, atol=1e-5)
+    assert result.weight.item() == 3
+
+
+def test_tail_is_what_lies_behind_the_prompt():
+    rows = tokens([[7, 8, 1, 2, 3], [9, 4]], [2, 1])
+    assert tail(rows.labels, torch.tensor([2, 1]), rows, fill=-100).tolist() == [[-100, 1, 2, 3], [-100, 4, -100, -100]]
+    assert tail(rows.ids.unsqueeze(-1), torch.tensor([2, 1]), rows).squeeze(-1).tolist() == [[8, 1, 2, 3], [9, 4, 4, 4]]
