@@ -149,7 +149,10 @@ def collator(
     """
     tokenizer, images = model.processor.tokenizer, with_aspect(model.processor.image_processor, image_aspect)
     config = model.root.llava.config
-    placeholders: dict[str, Any] = {"image_token_id": config.image_token_index, "num_image_tokens": model.num_image_tokens}
+    placeholders: dict[str, Any] = {
+        "image_token_id": config.image_token_index,
+        "num_image_tokens": model.num_image_tokens,
+    }
     if batch_type is LanguageBatch:
         return LanguageCollator(tokenizer, images, max_length=max_length, template=template, **placeholders)
     if batch_type is PreferenceBatch:
