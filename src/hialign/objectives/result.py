@@ -71,12 +71,12 @@ class Objective(Protocol):
 
     One that reads several kinds has a mapping of its streams' names to the batches that they give.
 
-    One that is ``bounded`` has a proved lower bound for each batch, which is among its numbers as ``floor``.
+    One that has ``bounded = True`` besides has a proved lower bound for each batch, among its numbers as ``floor``; one
+    that has ``needs_reference = True`` compares with the model that the run started from.
     """
 
     batch_type: type[Batch] | Mapping[str, type[Batch]]
     whole_batch: bool
-    bounded: bool
 
     def __call__(self, parts: Parts, batch: Batch) -> Result:
         """The loss of one micro-batch."""

@@ -117,7 +117,7 @@ class Training:
         try:
             warnings = complaints(
                 stage.solver,
-                floor=0.0 if inner and inner.objective.bounded else None,
+                floor=0.0 if inner and getattr(inner.objective, "bounded", False) else None,
                 shared_decay=stage.optimisation.weight_decay if aligned else 0.0,
                 constant_rate=stage.optimisation.schedule == "constant",
                 inner_depends_on_outer=bool(stage.inner_depends_on_outer),
