@@ -284,6 +284,11 @@ def _simplex() -> Callable[[int, int], Tensor]:
 
 
 @pytest.fixture
+def problem_class() -> type[Problem]:
+    return Problem
+
+
+@pytest.fixture
 def problem(request: pytest.FixtureRequest) -> Problem:
     """The problem of a test's indirect parameter."""
     return PROBLEMS[request.param]()
