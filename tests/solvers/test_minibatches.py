@@ -49,7 +49,8 @@ def test_under_noise_a_constant_beta_is_the_weighted_sum_and_a_rising_one_is_not
         end = drawn.solve(solver, steps=3000)
         ends[name] = problem.end(end.x)
         weights[name] = statistics.median(row["weight"] for row in end.rows[1500:])
-    # measured: see the comparison's figures below
+    # measured, error and gap: joint 2.7, 1.5; constant 2.0, .84 at a weight of 2.1; rising .039, 4.7e-6; penalty .027,
+    # 1.8e-5
     assert 0.9 < weights["constant"] < 3
     assert ends["constant"].gap > ends["joint"].gap / 3
     assert ends["rising"].gap < ends["constant"].gap / 100
