@@ -283,6 +283,16 @@ def _simplex() -> Callable[[int, int], Tensor]:
     return simplex
 
 
+@pytest.fixture(name="procrustes")
+def _procrustes() -> Callable[..., Problem]:
+    return procrustes
+
+
+@pytest.fixture
+def problem_class() -> type[Problem]:
+    return Problem
+
+
 @pytest.fixture
 def problem(request: pytest.FixtureRequest) -> Problem:
     """The problem of a test's indirect parameter."""

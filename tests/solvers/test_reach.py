@@ -89,6 +89,24 @@ def test_the_barrier_as_it_comes_reaches_the_optimum(problem, steps, error):
     assert abs(end.excess) < 5e-3
 
 
+@pytest.mark.parametrize("seed", [4, 8])
+def test_without_noise_the_barrier_may_stop_short_of_the_best_rotation_where_the_penalty_does_not(procrustes, seed):
+    """The optimum of ``procrustes`` above is reached from its start; from others the weight runs ahead of beta first.
+
+    Of seeds 4 to 8 the barrier's errors are 3.3, .38, .10, 1.7, 3.3 at gaps below 2e-10, the penalty's .01 to .03 at
+    gaps of about 2e-5. A run three times as long may arrive; under noise the weight stays by beta.
+    """
+    problem = procrustes(seed=seed)
+    barrier, penalty = (problem.solve(solver, steps=1500, lr=0.03) for solver in (DynamicBarrier(), ValuePenalty()))
+    early = barrier.rows[150]
+    assert early["weight"] > 10 * early["beta"]
+    assert barrier.gap < 1e-8  # nothing to be seen here
+    assert barrier.error > 2
+    assert barrier.excess > 0.1
+    assert penalty.error < 0.05
+    assert penalty.gap < 1e-4
+
+
 @pytest.mark.parametrize(
     ("problem", "steps", "relative", "error"),
     [

@@ -284,7 +284,8 @@ def _validate_solver(config: DictConfig) -> None:
                 "sequential, alternating, ... or an experiment without inner level"
             )
         objective = config.stages[name].inner.objective
-        if "floor" in solver.requires and not build(objective, f"stages.{name}.inner.objective", config.allow).bounded:
+        built = build(objective, f"stages.{name}.inner.objective", config.allow)
+        if "floor" in solver.requires and not getattr(built, "bounded", False):
             raise ValueError(
                 f"{path}.best: not given, and {objective['_target_']} of stages.{name} has no proved floor for "
                 f"{node['_target_']} to measure from; set {path}.best= to the inner loss of a reference run, or choose "

@@ -28,8 +28,7 @@ class ImplicitTangent:
     gradient less the mixed derivative of the inner loss along ``u``, ``(H + damping) u = outer``.
 
     Args:
-        pull: how far the outer gradient reaches: a step length of its own, to be kept below 2 over that loss's
-            curvature.
+        pull: how far the outer gradient reaches: a step length of its own, below 2 over that loss's curvature.
         damping_start, damping_end: of the damping, by equal factors over the share ``ramp`` of the steps.
         steps: of conjugate gradients, at most; each costs two inner gradients.
         trust: the longest step, in lengths of the aligned parameters' vector.
