@@ -29,8 +29,8 @@ def composed_of(compose: Any, row: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: "-".join(row["of"]))
-def test_a_full_size_config_has_the_official_values(composed: Any, row: dict[str, Any]) -> None:
-    config = composed_of(composed, row)
+def test_a_full_size_config_has_the_official_values(validated: Any, row: dict[str, Any]) -> None:
+    config = composed_of(validated, row)
     for path, wanted, source in row["values"]:
         found = OmegaConf.select(config, path)
         found = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
@@ -38,8 +38,8 @@ def test_a_full_size_config_has_the_official_values(composed: Any, row: dict[str
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: "-".join(row["of"]))
-def test_a_full_size_config_trains_the_official_parts(composed: Any, row: dict[str, Any]) -> None:
-    config = composed_of(composed, row)
+def test_a_full_size_config_trains_the_official_parts(validated: Any, row: dict[str, Any]) -> None:
+    config = composed_of(validated, row)
     for stage, wanted in row["trains"].items():
         found = {str(part): mode for part, mode in config.stages[stage].train.items() if mode != "frozen"}
         assert found == wanted, f"stages.{stage}.train of {row['source']}"

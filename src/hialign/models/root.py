@@ -123,7 +123,10 @@ class Root(nn.Module):
         Leave it before the backward pass of anything that was computed outside.
         """
         if self._reference is None:
-            raise ValueError("reference: none is kept; call keep_reference before training")
+            raise ValueError(
+                "reference: none is kept; an objective that compares with the starting model has needs_reference = "
+                "True, and outside of hialign train keep_reference comes first"
+            )
         before, parameters = self.training, dict(self.named_parameters())
         with torch.no_grad(), put(parameters, self._reference), _without_adapters(self, self._adapters_off):
             self.eval()

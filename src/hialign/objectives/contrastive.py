@@ -31,7 +31,7 @@ class Contrastive:
     state of the image tokens against that of the caption, as HACL has it.
 
     The batch is one whole: its rows are each other's negatives, over all ranks too. What does not fit in memory is
-    embedded in micro-batches, twice (``training.cached``).
+    embedded in micro-batches, twice (``training.cached``). ``temperature`` is the model's, unless a fixed one is given.
 
     Source: Radford et al. 2021, arXiv:2103.00020, sec. 2.3 (``clip``); Jiang et al. 2024, arXiv:2312.06968 (``llm``).
     Differs: gradients are those of the full batch over all ranks.
@@ -41,8 +41,11 @@ class Contrastive:
     whole_batch = True
     bounded = True
 
-    def __init__(self, pairs: Sequence[str] = ("clip", "projector")) -> None:
+    def __init__(self, pairs: Sequence[str] = ("clip", "projector"), *, temperature: float | None = None) -> None:
         self.pairs = check_pairs(pairs)
+        if temperature is not None and not temperature > 0:
+            raise ValueError(f"temperature: got {temperature}, wanted a number above 0, or null for the model's")
+        self.temperature = temperature
 
     def __call__(self, parts: Parts, batch: Batch) -> Result:
         """The loss summed over this rank's rows, and their number."""
@@ -64,13 +67,14 @@ class Contrastive:
         Its numbers hold the ``floor``: no embeddings of this batch have a smaller loss. Where a record comes twice and
         is no negative of itself, the bound does not hold and 0 takes its place.
         """
-        device = parts.temperature.device
+        own = parts.temperature
+        device, temperature = own.device, own if self.temperature is None else torch.full_like(own, self.temperature)
         same, alone = _same_image(records, device)
         losses = {pair: self._pair_loss(pair, embeddings, parts.temperature, same) for pair in self.pairs}
         rows = torch.tensor(float(len(records)), device=device)
         numbers: dict[str, float | Tensor] = {}
         if same.shape[1] > 1:
-            numbers["floor"] = len(self.pairs) * info_nce_floor(same.shape[1], parts.temperature) * alone
+            numbers["floor"] = len(self.pairs) * info_nce_floor(same.shape[1], temperature) * alone
         if len(losses) > 1:
             numbers |= {f"{pair}_loss": loss.detach() for pair, loss in losses.items()}
         return Result(torch.stack(list(losses.values())).sum() * rows, rows, numbers)
@@ -86,13 +90,17 @@ class Hacl(Contrastive):
     ``llm``.
 
     Source: Jiang et al. 2024, arXiv:2312.06968, sec. 3.3; code X-PLUG/mPLUG-HalOwl@63863fc, llava_llama.py.
-    Differs: see ``losses.hacl``.
+    Differs: see ``losses.hacl``. The temperature is the released code's start, 0.07, which is constant there too. There
+    is no queue of earlier batches, of which the paper has 16,384; the batch over all ranks stands for it. Heads are as
+    wide as the model's other ones, there a quarter of the language model's width.
     """
 
     batch_type: type[Batch] | Mapping[str, type[Batch]] = HallucinatedBatch
 
-    def __init__(self, pairs: Sequence[str] = ("llm",), *, form: str = "paper") -> None:
-        super().__init__(pairs)
+    def __init__(
+        self, pairs: Sequence[str] = ("llm",), *, form: str = "paper", temperature: float | None = 0.07
+    ) -> None:
+        super().__init__(pairs, temperature=temperature)
         if form not in ("paper", "released"):
             raise ValueError(f"form: got {form!r}, wanted 'paper' or 'released'")
         self.form = form
@@ -104,15 +112,17 @@ class Hacl(Contrastive):
         return super().embed(parts, batch) | {f"hallucinated/{pair}": rows for pair, rows in wrong.items()}
 
     def _pair_loss(self, pair: str, embeddings: Mapping[str, Tensor], temperature: Tensor, same: Tensor) -> Tensor:
-        sides = [_wide(embeddings[f"{side}/{pair}"]) for side in ("image", "text", "hallucinated")]
-        every = [gather(side) for side in sides]
+        images, texts, wrong = (_wide(embeddings[f"{side}/{pair}"]) for side in ("image", "text", "hallucinated"))
+        all_images, offset = gather(images)
         return hacl(
-            *sides,
+            images,
+            texts,
+            wrong,
             form=self.form,
-            all_images=every[0][0],
-            all_captions=every[1][0],
-            all_hallucinated=every[2][0] if self.form == "released" else None,
-            offset=every[0][1],
+            all_images=all_images,
+            all_captions=gather(texts)[0],
+            all_hallucinated=gather(wrong)[0] if self.form == "released" else None,
+            offset=offset,
             temperature=temperature,
             same=same,
         )

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hialign.batch import Batch, LanguageBatch, PreferenceBatch, Tokens
@@ -84,8 +85,7 @@ class Preference:
         policy = self._logps("policy", parts, here, chosen, rejected)
         given = policy | (given if self.needs_reference else {})
         if "chosen_weights" in self.asked:
-            weights = changed_token_weights(chosen, rejected, gamma=self.changed, rule=self.rule)
-            given |= dict(zip(("chosen_weights", "rejected_weights"), weights, strict=True))
+            given |= self._weights(batch, chosen, rejected)
         if "chosen_kl" in self.asked:
             for side, labels in (("chosen", chosen), ("rejected", rejected)):
                 given[f"{side}_kl"] = _divergence(parts, here[side], there[side], head, labels)
@@ -93,6 +93,20 @@ class Preference:
         assert isinstance(found, PreferenceLoss)
         rows = torch.tensor(float(len(batch)), device=chosen.device)
         return Result(found.losses.sum(), rows, _numbers(found, policy, given))
+
+    def _weights(self, batch: PreferenceBatch, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
+        """The weights of the answers' tokens, (batch, tokens) each; the released rule reads the prompt as well."""
+        sides = {"chosen": (batch.chosen, chosen), "rejected": (batch.rejected, rejected)}
+        if self.rule == "released":
+            rows = [tokens.ids.masked_fill(tokens.mask == 0, IGNORED) for tokens, _ in sides.values()]
+            whole = changed_token_weights(rows[0], rows[1], gamma=self.changed, rule=self.rule)
+            found = [
+                tail(F.pad(weights, (1, 0)), batch.starts, tokens)[:, 1:] * (labels[:, 1:] != IGNORED)
+                for weights, (tokens, labels) in zip(whole, sides.values(), strict=True)
+            ]
+        else:
+            found = list(changed_token_weights(chosen, rejected, gamma=self.changed, rule=self.rule))
+        return {f"{side}_weights": weights for side, weights in zip(sides, found, strict=True)}
 
     def _read(self, parts: Parts, batch: PreferenceBatch) -> dict[str, Tensor]:
         """The states that predict each answer's tokens, (batch, 1 + longest answer, width)."""
@@ -107,7 +121,8 @@ class Preference:
         if "policy_corrupted" in self.asked:
             if batch.corrupted_pixel_values is None:
                 raise ValueError(
-                    "the loss compares with a corrupted image, and the data give none; set data.corrupt=..."
+                    "the loss compares with a corrupted image, and the batch has none; set the stage's corrupt "
+                    "(stages.NAME.corrupt=noise, zoom, ...)"
                 )
             rows = parts.text_states(batch.corrupted_pixel_values, batch.chosen)
             states["corrupted"] = tail(rows, batch.starts, batch.chosen)
@@ -189,7 +204,7 @@ class Halva:
         phrases = given["chosen_phrases"]
         real = phrases.amax(dim=1).sum()
         cells = real if self.cells == "real" else phrases.amax() * len(phrases)
-        numbers = {"phrase_margin": (found.chosen_rewards - found.rejected_rewards).mean()}
+        numbers = {"phrase_margin": (found.chosen_rewards - found.rejected_rewards).sum() / cells}
         return Result(found.losses.sum(), cells.to(found.losses.dtype), numbers)
 
     def _anchor(self, parts: Parts, batch: LanguageBatch) -> Result:

@@ -321,10 +321,10 @@ def _steps(stage: str, node: DictConfig, outer: LevelRun) -> int:
             f"stages.{stage}.steps: not given, and outer.data.{streamed[0]} is streamed, so that nobody knows how many "
             f"rows an epoch has; set stages.{stage}.steps=..."
         )
-    longest = max(length for length in lengths.values() if length is not None)
+    first = next(length for length in lengths.values() if length is not None)
     epochs: float = node.epochs
     batch_size: int = node.batch_size
-    return max(1, round(epochs * longest / batch_size))
+    return max(1, round(epochs * first / batch_size))
 
 
 def say_input(stages: Sequence[Stage], say: Callable[[str], None]) -> None:

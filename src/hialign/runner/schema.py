@@ -40,7 +40,7 @@ class StageConfig:
     inner: Any = None
     solver: Node | None = None
     train: dict[str, str] = MISSING  # part -> full | lora | frozen; a part that is not named is frozen
-    epochs: float | None = None  # of the outer level's data
+    epochs: float | None = None  # of the outer level's data, of its first stream where it has several
     steps: int | None = None  # if given, instead of epochs
     batch_size: int = MISSING  # outer rows of an optimiser step, over all processes
     inner_batch_size: int | None = None  # the same for the inner level; null: batch_size

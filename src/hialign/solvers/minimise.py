@@ -183,10 +183,12 @@ def put(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Itera
     try:
         for name, value in values.items():
             parameters[name].data = value
+        torch.clear_autocast_cache()  # its casts know a parameter, not which value it had
         yield
     finally:
         for name, value in own.items():
             parameters[name].data = value
+        torch.clear_autocast_cache()
 
 
 def _check_owner(parameters: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
