@@ -245,3 +245,62 @@ def test_tail_is_what_lies_behind_the_prompt():
     rows = tokens([[7, 8, 1, 2, 3], [9, 4]], [2, 1])
     assert tail(rows.labels, torch.tensor([2, 1]), rows, fill=-100).tolist() == [[-100, 1, 2, 3], [-100, 4, -100, -100]]
     assert tail(rows.ids.unsqueeze(-1), torch.tensor([2, 1]), rows).squeeze(-1).tolist() == [[8, 1, 2, 3], [9, 4, 4, 4]]
+
+
+def test_in_bf16_the_policy_computes_with_its_own_weights(trained):
+    """Autocast keeps its casts by parameter: those of the reference must not serve the policy."""
+    batch = make_batch(trained)
+    exact = trained.root(Preference(LOSSES["dpo"]), batch)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = trained.root(Preference(LOSSES["dpo"]), batch)
+    for name in ("chosen_logp", "rejected_logp"):
+        assert abs(half.numbers[name] - exact.numbers[name]) < 0.02 * abs(exact.numbers[name]), name
+    with torch.autocast("cpu", dtype=torch.bfloat16), trained.root.reference() as reference:
+        rows = reference.text_states(batch.pixel_values, batch.chosen)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        moved = trained.root.text_states(batch.pixel_values, batch.chosen)
+    assert (rows - moved).abs().max() > 0.1  # so that the first comparison could tell them apart
+
+
+def test_the_released_rule_sees_the_prompt(trained):
+    """A common beginning of one word is no block of three by itself, and it is one behind a common prompt."""
+    prompt, answers = [2, 1000, 1001, 1002], ([1500, 1501, 1502, 1503, 1504], [1500, 1600, 1502, 1503, 1504])
+    sides = [tokens([prompt + answer], [4]) for answer in answers]
+    none = torch.zeros(0, 3, 32, 32)
+    batch = PreferenceBatch(
+        records=("a",),
+        pixel_values=none,
+        corrupted_pixel_values=None,
+        chosen=sides[0],
+        rejected=sides[1],
+        starts=torch.tensor([4]),
+        chosen_phrases=None,
+        rejected_phrases=None,
+    )
+    labels = [tail(side.labels, batch.starts, side, fill=-100) for side in sides]
+    weights = Preference(LOSSES["chip"], changed=4.0, rule="released")._weights(batch, *labels)
+    assert weights["chosen_weights"].tolist() == [[1, 4, 1, 1, 1]]
+    assert weights["rejected_weights"].tolist() == [[1, 4, 1, 1, 1]]
+
+
+def test_a_reference_of_new_adapters_is_the_model_without_them(model):
+    from hialign.models import Lora, add_lora
+
+    adapted = tiny(seed=0, width=32, layers=2, image_size=32, patch_size=16)
+    add_lora(adapted.root, {"llm"}, Lora(rank=2, alpha=4, dropout=0.5), seed=0)
+    names = {name for name, _ in adapted.root.named_parameters() if ".lora_" in name}
+    adapted.root.keep_reference(names)
+    assert adapted.root._reference == {}  # nothing is copied
+    with torch.no_grad():
+        for name, parameter in adapted.root.named_parameters():
+            if ".lora_B." in name:
+                parameter.fill_(0.3)
+    batch = make_batch(adapted)
+    with adapted.root.reference() as reference:
+        there = reference.text_states(batch.pixel_values, batch.chosen)
+    with torch.no_grad():
+        plain_states = model.root.text_states(batch.pixel_values, batch.chosen)
+        moved = adapted.root.text_states(batch.pixel_values, batch.chosen)
+    torch.testing.assert_close(there, plain_states, rtol=1e-5, atol=1e-5)
+    assert (moved - there).abs().max() > 0.1
+    assert all(p.requires_grad for n, p in adapted.root.named_parameters() if ".lora_" in n)
