@@ -250,16 +250,12 @@ def test_tail_is_what_lies_behind_the_prompt():
 def test_in_bf16_the_policy_computes_with_its_own_weights(trained):
     """Autocast keeps its casts by parameter: those of the reference must not serve the policy."""
     batch = make_batch(trained)
-    exact = trained.root(Preference(LOSSES["dpo"]), batch)
+    exact = trained.root.text_states(batch.pixel_values, batch.chosen)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        half = trained.root(Preference(LOSSES["dpo"]), batch)
-    for name in ("chosen_logp", "rejected_logp"):
-        assert abs(half.numbers[name] - exact.numbers[name]) < 0.02 * abs(exact.numbers[name]), name
-    with torch.autocast("cpu", dtype=torch.bfloat16), trained.root.reference() as reference:
-        rows = reference.text_states(batch.pixel_values, batch.chosen)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        moved = trained.root.text_states(batch.pixel_values, batch.chosen)
-    assert (rows - moved).abs().max() > 0.1  # so that the first comparison could tell them apart
+        with trained.root.reference() as reference:
+            there = reference.text_states(batch.pixel_values, batch.chosen)
+        here = trained.root.text_states(batch.pixel_values, batch.chosen)
+    assert (here - exact).abs().mean() < 0.25 * (there - exact).abs().mean()
 
 
 def test_the_released_rule_sees_the_prompt(trained):
