@@ -123,7 +123,20 @@ ARMS = {
 
 @pytest.mark.slow
 def test_on_minibatches_of_infonce_a_rising_weight_beats_the_weighted_sums(problem_class):
-    """PLACEHOLDER"""
+    """Measured, medians of three seeds:
+
+                    gap     excess   rms    recall@1
+        joint 1     .0229   -.146    .484   1.00
+        joint 10    .0084   -.053    .437   1.00
+        joint 100   .0091   +.509    1.185  1.00
+        sequential  1.479   -.153    .553   .03
+        constant    .0227   -.146    .482   1.00
+        rising      .0047   -.030    .325   1.00
+        penalty     .0047   -.030    .324   1.00
+
+    The constant barrier is the weighted sum, and the rising one the rising penalty; what beats a weight is that it
+    rises. Recall cannot rank them.
+    """
     seen: dict[str, list[dict[str, float]]] = {}
     for name, build in ARMS.items():
         for seed in range(3):
