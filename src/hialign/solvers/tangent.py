@@ -71,7 +71,9 @@ class ImplicitTangent:
         rest = only(oracle, outer, "outer")
         target = {name: g.clone() for name, g in only(oracle, inner, "inner", "shared").items()}
         if oracle.inner_depends_on_outer:
-            rest = self._hypergradient(oracle, rest, self._solve(oracle, curvature, aligned))
+            # what only the inner loss reads passes the outer parameters' pull on: the system is that of all aligned ones
+            whole = {name: torch.zeros_like(tensor) for name, tensor in target.items()} | aligned
+            rest = self._hypergradient(oracle, rest, self._solve(oracle, curvature, whole))
         target = axpy(damping * self.pull, aligned, target)
         direction = self._trusted(oracle, self._solve(oracle, curvature, target))
         if rest:
