@@ -412,6 +412,22 @@ def test_a_later_stage_that_cannot_train_is_an_error_before_the_first_step(tmp_p
     assert not metrics(tmp_path)
 
 
+def test_of_a_part_that_the_outer_level_chooses_the_inner_gradient_has_what_the_inner_loss_reads(
+    tmp_path, make_stage, model
+):
+    """Zeros for the rest of the part would count as met, and bring the outer gradient's norm there into the unit."""
+    settings = {"pairs": ("projector",), "train": ("projector", "heads", "llm"), "inner_depends_on_outer": ("llm",)}
+    stage = make_stage(model, solver=DynamicBarrier(), **settings)
+    with Logs(tmp_path, [], {}) as logs:
+        training = Training(model.root, [stage], tmp_path, logs, CPU)
+        training._find_groups(stage)
+        oracle = training._prepare(stage)
+    read = {name for name in oracle.grads("inner") if oracle.group_of(name) == "outer"}
+    assert read == {"llava.model.language_model.embed_tokens.weight"}
+    assert len(oracle.values("outer")) > 1
+    assert oracle.inner_depends_on_outer
+
+
 def test_training_lowers_the_loss(tmp_path, make_stage, model):
     stage = make_stage(model, solver=Single(), steps=12, rate=3e-3)
     with Logs(tmp_path, [], {}) as logs:

@@ -71,7 +71,7 @@ class ImplicitTangent:
         rest = only(oracle, outer, "outer")
         target = {name: g.clone() for name, g in only(oracle, inner, "inner", "shared").items()}
         if oracle.inner_depends_on_outer:
-            # what only the inner loss reads passes the outer parameters' pull on: the system is that of all aligned ones
+            # of all aligned parameters: what only the inner loss reads passes the outer parameters' pull on
             whole = {name: torch.zeros_like(tensor) for name, tensor in target.items()} | aligned
             rest = self._hypergradient(oracle, rest, self._solve(oracle, curvature, whole))
         target = axpy(damping * self.pull, aligned, target)
