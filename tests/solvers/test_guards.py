@@ -35,8 +35,8 @@ def falling(progress: float) -> float:
 class Two:
     """Two losses of a shared x, of which the outer one also reads y."""
 
-    def __init__(self) -> None:
-        self.x, self.y, self.idle = (torch.ones(2, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        self.x, self.y, self.idle = (torch.ones(2, dtype=dtype, requires_grad=True) for _ in range(3))
 
     def run(self, solver, *, optimizer=None, parameters=None, schedule=falling, **settings):
         return minimise(
@@ -163,6 +163,16 @@ def test_a_best_value_that_cannot_move_with_the_outer_parameters_is_warned_of(ph
     assert said.endswith("use phi=grad")
 
 
+def test_a_solver_that_steps_along_differences_of_gradients_is_refused_in_half_precision():
+    message = r"ImplicitTangent: .* rounding in bf16 is larger; wanted float32: set trainer.precision=fp32"
+    with pytest.raises(ValueError, match=message):
+        complaints(ImplicitTangent(), **QUIET, precision="bf16")
+    assert complaints(ImplicitTangent(), **QUIET, precision="fp32") == []
+    assert complaints(DynamicBarrier(), **QUIET, precision="bf16") == []
+    with pytest.raises(ValueError, match=message):
+        Two(torch.bfloat16).run(ImplicitTangent())
+
+
 def test_a_temperature_that_trains_is_warned_of():
     (said,) = complaints(Joint(), **QUIET, free_temperature=True)
     assert "freeze it (train.temperature=frozen)" in said
@@ -183,4 +193,5 @@ def test_all_that_is_wrong_is_said_at_once():
         free_temperature=True,
     )
     assert len(said) == 4
-    assert set(inspect.signature(complaints).parameters) == {"solver", "free_temperature", *QUIET}
+    given = {"solver", "free_temperature", "precision", *QUIET}
+    assert set(inspect.signature(complaints).parameters) == given

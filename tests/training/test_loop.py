@@ -428,6 +428,13 @@ def test_of_a_part_that_the_outer_level_chooses_the_inner_gradient_has_what_the_
     assert oracle.inner_depends_on_outer
 
 
+def test_a_solver_that_half_precision_drowns_is_an_error_before_the_first_step(tmp_path, make_stage, model):
+    stage = make_stage(model, solver=ImplicitTangent(), pairs=("projector",))
+    with Logs(tmp_path, [], {}) as logs, pytest.raises(ValueError, match=r"stages\.only: .*set trainer.precision=fp32"):
+        Training(model.root, [stage], tmp_path, logs, CPU, precision="bf16").run()
+    assert not metrics(tmp_path)
+
+
 def test_training_lowers_the_loss(tmp_path, make_stage, model):
     stage = make_stage(model, solver=Single(), steps=12, rate=3e-3)
     with Logs(tmp_path, [], {}) as logs:

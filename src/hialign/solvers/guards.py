@@ -16,6 +16,7 @@ def complaints(
     constant_rate: bool,
     inner_depends_on_outer: bool,
     free_temperature: bool = False,
+    precision: str = "fp32",
 ) -> list[str]:
     """Warnings, each with its fix; a ``ValueError`` for what cannot work.
 
@@ -24,6 +25,7 @@ def complaints(
         shared_decay: the largest weight decay on a parameter that the inner loss reaches.
         constant_rate: whether the learning rate stays up to the end.
         free_temperature: whether the contrastive temperature trains.
+        precision: that gradients are computed in: fp32 (or better), or bf16.
     """
     if not solver.two_level:
         return []
@@ -32,6 +34,11 @@ def complaints(
         raise ValueError(
             f"{name}: it measures the inner loss against its best value, for which no proved floor is known here; set "
             "best= to the inner loss of a reference run, or choose another solver (DynamicBarrier: phi=grad)"
+        )
+    if "own step" in solver.requires and precision == "bf16":
+        raise ValueError(
+            f"{name}: its own step comes from small differences of gradients, and rounding in {precision} is larger; "
+            "wanted float32: set trainer.precision=fp32, or choose another solver"
         )
     said = []
     if shared_decay > 0:

@@ -76,6 +76,7 @@ def minimise(
         shared_decay=oracle.shared_decay(),
         constant_rate="falling rate" in solver.requires and schedule(0.5) == schedule(1 - 0.5 / steps),
         inner_depends_on_outer=oracle.inner_depends_on_outer,
+        precision="bf16" if any(p.dtype.itemsize < 4 for p in parameters.values()) else "fp32",
     ):
         warnings.warn(warning, stacklevel=2)
     for oracle.step in range(steps):

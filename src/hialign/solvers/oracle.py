@@ -85,7 +85,8 @@ class Solver(Protocol):
     @property
     def requires(self) -> frozenset[Requirement]:
         """What must hold for it to work: ``floor``, a known lower bound of the inner loss; ``falling rate``, a
-        learning rate that goes to zero; ``own step``, parameters that it may move past the optimiser."""
+        learning rate that goes to zero; ``own step``, parameters that it may move past the optimiser along
+        differences of gradients, which half precision drowns."""
         ...
 
     def step(self, oracle: Oracle) -> None:

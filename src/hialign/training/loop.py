@@ -122,6 +122,7 @@ class Training:
                 constant_rate=stage.optimisation.schedule == "constant",
                 inner_depends_on_outer=bool(stage.inner_depends_on_outer),
                 free_temperature=any(stage.part_of(name) == "temperature" for name in groups),
+                precision=self.precision,
             )
         except ValueError as error:
             raise ValueError(f"stages.{stage.name}: {error}") from error
