@@ -173,6 +173,13 @@ def test_a_solver_that_steps_along_differences_of_gradients_is_refused_in_half_p
         Two(torch.bfloat16).run(ImplicitTangent())
 
 
+def test_a_second_phase_that_would_move_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"Sequential: mode=freeze .* reaches no others .*, or set mode=tune"):
+        complaints(Sequential(mode="freeze"), **QUIET, outer_alone=False)
+    assert complaints(Sequential(mode="freeze"), **QUIET, outer_alone=True) == []
+    assert complaints(Sequential(mode="tune"), **QUIET, outer_alone=False) == []
+
+
 def test_a_temperature_that_trains_is_warned_of():
     (said,) = complaints(Joint(), **QUIET, free_temperature=True)
     assert "freeze it (train.temperature=frozen)" in said
@@ -193,5 +200,5 @@ def test_all_that_is_wrong_is_said_at_once():
         free_temperature=True,
     )
     assert len(said) == 4
-    given = {"solver", "free_temperature", "precision", *QUIET}
+    given = {"solver", "free_temperature", "precision", "outer_alone", *QUIET}
     assert set(inspect.signature(complaints).parameters) == given

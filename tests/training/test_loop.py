@@ -435,6 +435,14 @@ def test_a_solver_that_half_precision_drowns_is_an_error_before_the_first_step(t
     assert not metrics(tmp_path)
 
 
+def test_a_freeze_that_leaves_the_task_nothing_to_move_is_an_error_before_the_first_step(tmp_path, make_stage, model):
+    solver = Sequential(mode="freeze")
+    stage = make_stage(model, solver=solver, pairs=("projector",), train=("projector", "heads"))
+    with Logs(tmp_path, [], {}) as logs, pytest.raises(ValueError, match=r"stages\.only: Sequential: mode=freeze"):
+        Training(model.root, [stage], tmp_path, logs, CPU).run()
+    assert not metrics(tmp_path)
+
+
 def test_training_lowers_the_loss(tmp_path, make_stage, model):
     stage = make_stage(model, solver=Single(), steps=12, rate=3e-3)
     with Logs(tmp_path, [], {}) as logs:

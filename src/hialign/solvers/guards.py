@@ -17,6 +17,7 @@ def complaints(
     inner_depends_on_outer: bool,
     free_temperature: bool = False,
     precision: str = "fp32",
+    outer_alone: bool = True,
 ) -> list[str]:
     """Warnings, each with its fix; a ``ValueError`` for what cannot work.
 
@@ -26,6 +27,7 @@ def complaints(
         constant_rate: whether the learning rate stays up to the end.
         free_temperature: whether the contrastive temperature trains.
         precision: that gradients are computed in: fp32 (or better), or bf16.
+        outer_alone: whether some parameter is the outer level's alone; False is an error where an empty step is one.
     """
     if not solver.two_level:
         return []
@@ -39,6 +41,11 @@ def complaints(
         raise ValueError(
             f"{name}: its own step comes from small differences of gradients, and rounding in {precision} is larger; "
             "wanted float32: set trainer.precision=fp32, or choose another solver"
+        )
+    if "outer parameters" in solver.requires and not outer_alone:
+        raise ValueError(
+            f"{name}: mode=freeze leaves aligned parameters alone in its second phase, and the outer loss reaches no "
+            "others that train; train a part that only the outer loss reads (train.llm=full or lora), or set mode=tune"
         )
     said = []
     if shared_decay > 0:

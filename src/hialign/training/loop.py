@@ -123,6 +123,7 @@ class Training:
                 inner_depends_on_outer=bool(stage.inner_depends_on_outer),
                 free_temperature=any(stage.part_of(name) == "temperature" for name in groups),
                 precision=self.precision,
+                outer_alone="outer" in groups.values(),
             )
         except ValueError as error:
             raise ValueError(f"stages.{stage.name}: {error}") from error
