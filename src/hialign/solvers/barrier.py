@@ -48,6 +48,12 @@ class DynamicBarrier:
 
     At a constant learning rate the inner loss stays above its minimum by about the square of the rate: let it fall.
 
+    It may end at an aligned point that is not the best. Under the noise of minibatches the weight keeps by ``beta``, and
+    this does as ``ValuePenalty`` does. Without noise the inner gradient vanishes as alignment is reached while the two
+    conflict, the weight runs ahead of ``beta``, and under Adam little is left of the outer gradient: on InfoNCE of a
+    fixed batch this stops short at some starts and not at others (``tests/solvers/test_reach.py``). The alignment gap
+    shows nothing of it; a ``weight`` far above ``beta`` early on does.
+
     Source: Gong, Liu and Liu 2021, NeurIPS, "Automatic and Harmonious..." (dynamic barrier gradient descent); Liu et
     al. 2022, arXiv:2209.08709 (BOME: ``inner_steps``, ``start = end = eta``); BLUR, arXiv:2506.08164
     (``clamp=False, start = end = 1``).
