@@ -443,6 +443,14 @@ def test_a_freeze_that_leaves_the_task_nothing_to_move_is_an_error_before_the_fi
     assert not metrics(tmp_path)
 
 
+def test_the_log_warns_that_the_rate_of_adamw_is_no_plain_steps(tmp_path, make_stage, model):
+    settings = {"pairs": ("projector",), "train": ("projector", "heads", "llm"), "inner_depends_on_outer": ("llm",)}
+    stage = make_stage(model, solver=ValuePenalty(), steps=1, **settings)
+    with Logs(tmp_path, [], {}) as logs:
+        Training(model.root, [stage], tmp_path, logs, CPU).run()
+    assert "WARNING stages.only: ValuePenalty with an inner loss" in (tmp_path / "log.txt").read_text()
+
+
 def test_training_lowers_the_loss(tmp_path, make_stage, model):
     stage = make_stage(model, solver=Single(), steps=12, rate=3e-3)
     with Logs(tmp_path, [], {}) as logs:

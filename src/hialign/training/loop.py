@@ -121,6 +121,7 @@ class Training:
                 shared_decay=stage.optimisation.weight_decay if aligned else 0.0,
                 constant_rate=stage.optimisation.schedule == "constant",
                 inner_depends_on_outer=bool(stage.inner_depends_on_outer),
+                adaptive=True,  # AdamW
                 free_temperature=any(stage.part_of(name) == "temperature" for name in groups),
                 precision=self.precision,
                 outer_alone="outer" in groups.values(),
