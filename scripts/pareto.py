@@ -5,7 +5,8 @@ outer samples, and differs in its solver alone. First come the references, which
 of constrained_dual is above theirs, since the proved floor is far below what real pairs reach. Settings are chosen by
 val and val_counterfactual, what is reported is test and counterfactual. Writes pareto.json, pareto.png and pareto.md.
 
-Runs that are done are not run again: the same command goes on where it was stopped.
+Runs that are done are not run again: the same command goes on where it was stopped. The comparison says so where its
+runs were made by different commits.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import statistics
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -225,9 +227,20 @@ def score(job: Job) -> dict[str, Any]:
         "floor": flat["tabletop_alignment/floor"],
         "outer_steps": sum("outer_loss" in step for step in steps),
         "seconds": sum(step["seconds"] for step in steps),
+        "made_by": made_by(job.folder),
     }
     file.write_text(json.dumps({"key": key, "row": row}, indent=1) + "\n")
     return row
+
+
+def made_by(run: Path) -> list[dict[str, Any]]:
+    """The commits that trained a run, from its start over every time that it went on, and that which scores it now."""
+    from hialign.runner.names import provenance
+
+    trained = json.loads((run / "provenance.json").read_text())
+    all_ = (trained, *trained.get("resumed", []), provenance())
+    kept = [{key: one[key] for key in ("commit", "uncommitted_changes")} for one in all_]
+    return [one for number, one in enumerate(kept) if one not in kept[:number]]
 
 
 def count(task: tuple[Arm, Path, int]) -> tuple[str, float]:
@@ -313,10 +326,21 @@ def compare(rows: Sequence[Mapping[str, Any]], flops: Mapping[str, float]) -> di
         "chosen": choose(compared),
         "fronts": fronts,
         "dominated": {f"{x}/{y}": dominance(compared, rows, x, y) for x, y in PANELS},
+        "made_by": _versions(rows),
         "floor": rows[0]["floor"],
         "best_known": {"loss": least["test"]["inner"], "from": f"{_name(least)}, seed {least['seed']}"},
         "budget_above": min((row["val"]["inner"] for row in rows if _is_reference(row)), default=None),
     }
+
+
+def _versions(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How many runs each commit took part in; ``unknown`` for runs that do not say."""
+    found: Counter[str] = Counter()
+    for row in rows:
+        for made in row.get("made_by") or ({"commit": None, "uncommitted_changes": False},):
+            name = made["commit"][:10] if made["commit"] else "unknown"
+            found[name + (" with uncommitted changes" if made["uncommitted_changes"] else "")] += 1
+    return dict(found)
 
 
 def mean95(values: Sequence[float]) -> dict[str, Any]:
@@ -416,6 +440,13 @@ def text(result: Mapping[str, Any]) -> str:
             f"The reference follows the inner loss only (joint with the weight {INNER_ONLY}). From the least that it "
             f"reached on val, {result['budget_above']:.4f}, and not from the floor, the budgets of {BUDGETED} are "
             "counted, and held against a running mean of the loss on training batches.",
+        ]
+    if len(result["made_by"]) > 1:
+        listed = "; ".join(f"{name}: {runs}" for name, runs in result["made_by"].items())
+        lines += [
+            "",
+            "**Not all runs were made by the same code**, so what differs between arms may be no solver's doing. Runs "
+            f"by commit: {listed}. For runs of one commit use a new --out.",
         ]
     for x, y in PANELS:
         lines += ["", *_verdict(result, x, y)]

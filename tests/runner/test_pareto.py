@@ -154,6 +154,31 @@ def test_the_figure_is_drawn_with_and_without_intervals(pareto: ModuleType, tmp_
         assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_mixture_of_commits_is_said_and_one_commit_is_not(pareto: ModuleType) -> None:
+    rows = [row(f"joint weight {weight}", 0, 0.2, 0.5, 0.2) for weight in (1, 10, 100)]
+    assert whole(pareto, rows)["made_by"] == {"unknown": 3}
+    assert "same code" not in pareto.text(whole(pareto, rows))
+    one, other = {"commit": "a" * 40, "uncommitted_changes": False}, {"commit": "b" * 40, "uncommitted_changes": True}
+    same = [{**one_row, "made_by": [one]} for one_row in rows]
+    assert "same code" not in pareto.text(whole(pareto, same))
+    told = pareto.text(whole(pareto, [rows[0], same[1], {**rows[2], "made_by": [one, other]}]))
+    assert "**Not all runs were made by the same code**" in told
+    listed = f"unknown: 1; {'a' * 10}: 2; {'b' * 10} with uncommitted changes: 1."
+    assert f"Runs by commit: {listed}" in told
+
+
+def test_a_run_was_made_by_all_commits_that_went_on_with_it(
+    pareto: ModuleType, tmp_path: Path, monkeypatch: Any
+) -> None:
+    def by(commit: str, *resumed: Any) -> dict[str, Any]:
+        return {"commit": commit, "uncommitted_changes": False, "host": "h", "resumed": list(resumed)}
+
+    monkeypatch.setattr("hialign.runner.names.provenance", lambda: by("c"))
+    (tmp_path / "provenance.json").write_text(json.dumps(by("a", by("a"), by("b"))))
+    assert [made["commit"] for made in pareto.made_by(tmp_path)] == ["a", "b", "c"]
+    assert set(pareto.made_by(tmp_path)[0]) == {"commit", "uncommitted_changes"}
+
+
 def job(pareto: ModuleType, folder: Path) -> Any:
     return pareto.Job(pareto.arms()[0], 0, folder / "hierarchical" / "run", ("seed=0",), ("batch_size=1",), "base")
 
@@ -184,6 +209,7 @@ def test_a_quick_comparison_runs_from_end_to_end_and_goes_on_where_it_was(tmp_pa
         result = json.loads((tmp_path / "docs" / "pareto.json").read_text())
         assert [one["outer_steps"] for one in result["arms"]] == [6, 6, 6]
         assert all(one["flops"] > 1e9 for one in result["arms"])
+        assert all(one["made_by"] for one in result["runs"])
         assert (tmp_path / "docs" / "pareto.md").read_text() in done.stdout
         (rows,) = {file.read_text().count("\n") for file in tmp_path.glob("runs/hierarchical/*/metrics.jsonl")}
         assert rows == 6

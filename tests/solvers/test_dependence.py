@@ -67,6 +67,21 @@ def test_the_tangent_with_its_hypergradient_solves_the_published_problem():
         assert value == pytest.approx(1, abs=1e-3)
 
 
+def test_the_hypergradient_passes_through_parameters_that_only_the_inner_loss_reads():
+    # inner .5 (s - t)^2 + .5 (t - w)^2, so that s = t = w; the outer loss is s, and d s / d w = 1
+    s, t, w = zeros(1), zeros(1), zeros(1)
+    minimise(
+        ImplicitTangent(damping_start=1e-8, damping_end=1e-8, difference=1e-3),
+        {"s": s, "t": t, "w": w},
+        inner=lambda: ((s - t).square() / 2 + (t - w).square() / 2).sum(),
+        outer=lambda: (s + 0 * w).sum(),
+        steps=1,
+        optimizer=SGD([s, t, w], lr=0.1),
+        inner_depends_on_outer=("w",),
+    )
+    assert w.item() == pytest.approx(-0.1, rel=1e-6)
+
+
 def test_the_hypergradient_alone_never_selects_among_the_inner_minima():
     # with hardly any pull of the outer loss on x, x1 stays at its start of 0, and w at (0 + 1) / 2
     ridge = Ridge()

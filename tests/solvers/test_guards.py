@@ -25,7 +25,13 @@ from hialign.solvers import (
 )
 
 SGD = torch.optim.SGD
-QUIET = {"floor": None, "shared_decay": 0.0, "constant_rate": False, "inner_depends_on_outer": False}
+QUIET = {
+    "floor": None,
+    "shared_decay": 0.0,
+    "constant_rate": False,
+    "inner_depends_on_outer": False,
+    "adaptive": False,
+}
 
 
 def falling(progress: float) -> float:
@@ -35,8 +41,8 @@ def falling(progress: float) -> float:
 class Two:
     """Two losses of a shared x, of which the outer one also reads y."""
 
-    def __init__(self) -> None:
-        self.x, self.y, self.idle = (torch.ones(2, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        self.x, self.y, self.idle = (torch.ones(2, dtype=dtype, requires_grad=True) for _ in range(3))
 
     def run(self, solver, *, optimizer=None, parameters=None, schedule=falling, **settings):
         return minimise(
@@ -163,13 +169,53 @@ def test_a_best_value_that_cannot_move_with_the_outer_parameters_is_warned_of(ph
     assert said.endswith("use phi=grad")
 
 
+def test_a_solver_that_steps_along_differences_of_gradients_is_refused_in_half_precision():
+    message = r"ImplicitTangent: .* rounding in bf16 is larger; wanted float32: set trainer.precision=fp32"
+    with pytest.raises(ValueError, match=message):
+        complaints(ImplicitTangent(), **QUIET, precision="bf16")
+    assert complaints(ImplicitTangent(), **QUIET, precision="fp32") == []
+    assert complaints(DynamicBarrier(), **QUIET, precision="bf16") == []
+    with pytest.raises(ValueError, match=message):
+        Two(torch.bfloat16).run(ImplicitTangent())
+
+
+def test_a_second_phase_that_would_move_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"Sequential: mode=freeze .* reaches no others .*, or set mode=tune"):
+        complaints(Sequential(mode="freeze"), **QUIET, outer_alone=False)
+    assert complaints(Sequential(mode="freeze"), **QUIET, outer_alone=True) == []
+    assert complaints(Sequential(mode="tune"), **QUIET, outer_alone=False) == []
+
+
+def test_a_phi_that_divides_by_the_learning_rate_is_warned_of_under_an_adaptive_optimiser():
+    half = DynamicBarrier(phi="half", best=0.0)
+    (said,) = complaints(half, **(QUIET | {"adaptive": True}))
+    assert "phi=half takes the learning rate for that of plain gradient steps" in said
+    assert complaints(half, **QUIET) == complaints(DynamicBarrier(), **(QUIET | {"adaptive": True})) == []
+    two = Two()
+    with pytest.warns(UserWarning, match="phi=half takes the learning rate"):
+        two.run(half, optimizer=torch.optim.Adam([two.x, two.y], lr=0.01))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Two().run(half)  # by SGD
+
+
+@pytest.mark.parametrize("build", [DynamicBarrier, ValuePenalty])
+def test_a_descent_at_an_adaptive_optimisers_rate_is_warned_of(build):
+    dependent = QUIET | {"inner_depends_on_outer": True}
+    (said,) = complaints(build(), **(dependent | {"adaptive": True}))
+    assert said.startswith(f"{build.__name__} with an inner loss that depends on outer parameters estimates its best")
+    assert "set inner_rate=" in said
+    assert complaints(build(inner_rate=0.1), **(dependent | {"adaptive": True})) == []
+    assert complaints(build(), **(QUIET | {"adaptive": True})) == complaints(build(), **dependent) == []
+
+
 def test_a_temperature_that_trains_is_warned_of():
     (said,) = complaints(Joint(), **QUIET, free_temperature=True)
     assert "freeze it (train.temperature=frozen)" in said
 
 
 def test_a_solver_of_one_level_has_nothing_to_complain_of():
-    everything = {"floor": None, "shared_decay": 1.0, "constant_rate": True, "inner_depends_on_outer": True}
+    everything = {"floor": None, "shared_decay": 1.0, **dict.fromkeys(list(QUIET)[2:], True)}
     assert complaints(Single(), **everything, free_temperature=True) == []
 
 
@@ -180,7 +226,9 @@ def test_all_that_is_wrong_is_said_at_once():
         shared_decay=0.1,
         constant_rate=True,
         inner_depends_on_outer=True,
+        adaptive=True,
         free_temperature=True,
     )
-    assert len(said) == 4
-    assert set(inspect.signature(complaints).parameters) == {"solver", "free_temperature", *QUIET}
+    assert len(said) == 6
+    given = {"solver", "free_temperature", "precision", "outer_alone", *QUIET}
+    assert set(inspect.signature(complaints).parameters) == given

@@ -51,21 +51,36 @@ def test_conjugate_gradients_solve_the_damped_system_in_as_many_steps_as_it_has_
     oracle, hessian, _ = curved()
     solver = ImplicitTangent(steps=6, difference=1e-4)
     target = torch.randn(6, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    found = solver._solve(oracle, solver._curvature(oracle, 0.1), parts(target))
+    found = solver._solve(oracle, solver._curvature(oracle, 0.1), parts(target), 0.1)
     exact = torch.linalg.solve(hessian + 0.1 * torch.eye(6, dtype=torch.float64), target)
     torch.testing.assert_close(flatten(found), exact, rtol=1e-6, atol=1e-6)
 
 
-def test_conjugate_gradients_end_at_a_direction_of_no_curvature_with_what_they_have(affine):
+@pytest.mark.parametrize(("curvature", "factor"), [(-2.0, 0.4), (-0.5, 1.0), (-0.6, 1 / 1.1)])
+def test_against_negative_curvature_the_target_is_divided_by_its_absolute_value_and_the_damping(
+    curvature: float, factor: float
+):
+    """1 / (|curvature| + damping): 1 / 2.5, and no more than 1 / (2 damping) where the damped curvature vanishes."""
     oracle, _, _ = curved()
-    solver = ImplicitTangent(steps=6)
     target = parts(torch.arange(1.0, 7.0, dtype=torch.float64))
 
-    def downhill(v):
-        return {name: -tensor for name, tensor in v.items()}
+    def damped(v):
+        return {name: (curvature + 0.5) * tensor for name, tensor in v.items()}
 
-    found = solver._solve(oracle, downhill, target)
-    torch.testing.assert_close(found, target)  # steepest descent
+    found = ImplicitTangent(steps=6)._solve(oracle, damped, target, 0.5)
+    torch.testing.assert_close(flatten(found), factor * flatten(target))
+
+
+def test_conjugate_gradients_end_at_a_direction_of_no_curvature_with_what_they_have():
+    oracle, _, _ = curved()
+    target = parts(torch.arange(1.0, 7.0, dtype=torch.float64))
+    diagonal = torch.tensor([3.0, 3, 3, 3, 3, -3], dtype=torch.float64)  # along the target: 3 * (55 - 36) / 91 > 0
+
+    def product(v):
+        return parts(diagonal * flatten(v))
+
+    found = ImplicitTangent(steps=6)._solve(oracle, product, target, 0.5)
+    torch.testing.assert_close(flatten(found), 91 / (3 * 19) * flatten(target))  # the first step alone
 
 
 def test_a_step_is_the_exact_damped_newton_step():

@@ -18,7 +18,7 @@ from hialign.training.diagnostics import Watch, halves, signal_to_noise, warning
 
 CPU = torch.device("cpu")
 MEASURED = {
-    *("aligned_step_ratio", "outer_step_ratio", "inner_step_cosine", "inner_ascends"),
+    *("aligned_step_ratio", "inner_step_cosine", "inner_ascends"),
     *("inner_snr", "curvature", "edge"),
 }
 BENDS = torch.tensor([2.0, 6.0], dtype=torch.float64)
@@ -112,10 +112,52 @@ class Inner:
 # numbers
 
 
-def test_ratios_are_lengths_of_the_step_over_lengths_of_the_parameters():
-    found = measured(Joint(0.0))  # (1, 0) and 2 at rate 0.1, from (3, 4) and 1
-    assert found["aligned_step_ratio"] == pytest.approx(0.1 / 5)
-    assert found["outer_step_ratio"] == pytest.approx(0.2 / 1)
+def test_the_ratio_is_the_length_of_the_aligned_step_over_that_of_the_parameters():
+    assert measured(Joint(0.0))["aligned_step_ratio"] == pytest.approx(0.1 / 5)  # (1, 0) at rate 0.1, from (3, 4)
+
+
+def test_copies_are_of_what_the_inner_loss_reaches_and_of_nothing_without_one():
+    oracle = oracle_on(Point())
+    assert set(Watch(oracle).before) == {"shared"}
+    oracle.outer_read = frozenset({"outer"})
+    assert set(Watch(oracle).before) == {"shared", "outer"}
+    del oracle.levels["inner"]
+    assert Watch(oracle).before == {}
+
+
+def test_a_measurement_costs_five_inner_gradients_of_which_two_run_over_half_of_the_batch(monkeypatch):
+    first, second = rows([[0.0, 0.0], [0.0, 0.0]]), rows([[1.0, 0.0], [1.0, 2.0]])
+    oracle = oracle_on(Point(), first, second)
+    watch = Watch(oracle)
+    Inner(1.0).step(oracle)
+    asked = []
+    grads = oracle.grads
+    monkeypatch.setattr(
+        oracle, "grads", lambda *a, **k: asked.append(len(oracle.batches["inner", "rows"])) or grads(*a, **k)
+    )
+    watch.read(None)
+    assert asked == [2, 2, 2, 1, 1]
+
+
+def test_where_the_inner_loss_reads_outer_parameters_it_is_measured_where_these_were_too():
+    class Deep(Bowl):
+        def __call__(self, root, batch):
+            return Result(
+                super().__call__(root, batch).loss_sum * root.outer.square().sum(), torch.tensor(float(len(batch)))
+            )
+
+    class Both:
+        def step(self, oracle):
+            oracle.grads("inner")
+            oracle.apply({"outer": torch.tensor([5.0], dtype=torch.float64)})
+
+    oracle = oracle_on(Point())
+    oracle.levels["inner"] = LevelRun(Deep(), oracle.levels["inner"].streams)
+    oracle.outer_read = frozenset({"outer"})
+    watch = Watch(oracle)
+    Both().step(oracle)
+    by_hand = (2 * 6**2 + 6 * 24**2) / (6**2 + 24**2)  # outer was 1 and is 0.5, which would be a quarter of it
+    assert watch.read(None)["curvature"] == pytest.approx(by_hand, rel=1e-9)
 
 
 def test_the_cosine_is_that_of_the_step_made_with_the_gradient_before_it():
@@ -145,7 +187,7 @@ def test_a_step_without_inner_batch_is_measured_by_its_length_alone():
         def step(self, oracle):
             oracle.apply(oracle.grads("outer"))
 
-    assert set(measured(Outer())) == {"aligned_step_ratio", "outer_step_ratio"}
+    assert set(measured(Outer())) == {"aligned_step_ratio"}
 
 
 def test_an_inner_batch_of_an_earlier_step_is_none_of_this_one():
@@ -153,7 +195,7 @@ def test_an_inner_batch_of_an_earlier_step_is_none_of_this_one():
     Inner(1.0).step(oracle)
     watch = Watch(oracle)
     oracle.apply(oracle.grads("outer"))
-    assert set(watch.read(None)) == {"aligned_step_ratio", "outer_step_ratio"}
+    assert set(watch.read(None)) == {"aligned_step_ratio"}
 
 
 def test_signal_over_noise_by_hand():
@@ -295,15 +337,14 @@ def test_a_step_that_cannot_be_measured_is_said_and_ends_nothing(train, monkeypa
     assert log.count("the step cannot be measured: the inner loss's gradient is not finite") == 2
 
 
-def test_a_stage_of_one_level_is_measured_by_its_steps(make_stage, model, tmp_path):
+def test_of_a_stage_of_one_level_nothing_is_measured(make_stage, model, tmp_path):
     from hialign.solvers import Single
 
     stage = make_stage(model, solver=Single(), steps=1)
     with Logs(tmp_path, [], {}) as logs:
         Training(model.root, [stage], tmp_path, logs, CPU, diagnose_every=1).run()
     (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert set(row) & MEASURED == {"outer_step_ratio"}
-    assert 0 < row["outer_step_ratio"] < 1
+    assert not set(row) & MEASURED
 
 
 def test_measuring_works_through_the_loop_on_what_is_no_language_model(tmp_path):

@@ -412,6 +412,45 @@ def test_a_later_stage_that_cannot_train_is_an_error_before_the_first_step(tmp_p
     assert not metrics(tmp_path)
 
 
+def test_of_a_part_that_the_outer_level_chooses_the_inner_gradient_has_what_the_inner_loss_reads(
+    tmp_path, make_stage, model
+):
+    """Zeros for the rest of the part would count as met, and bring the outer gradient's norm there into the unit."""
+    settings = {"pairs": ("projector",), "train": ("projector", "heads", "llm"), "inner_depends_on_outer": ("llm",)}
+    stage = make_stage(model, solver=DynamicBarrier(), **settings)
+    with Logs(tmp_path, [], {}) as logs:
+        training = Training(model.root, [stage], tmp_path, logs, CPU)
+        training._find_groups(stage)
+        oracle = training._prepare(stage)
+    read = {name for name in oracle.grads("inner") if oracle.group_of(name) == "outer"}
+    assert read == {"llava.model.language_model.embed_tokens.weight"}
+    assert len(oracle.values("outer")) > 1
+    assert oracle.inner_depends_on_outer
+
+
+def test_a_solver_that_half_precision_drowns_is_an_error_before_the_first_step(tmp_path, make_stage, model):
+    stage = make_stage(model, solver=ImplicitTangent(), pairs=("projector",))
+    with Logs(tmp_path, [], {}) as logs, pytest.raises(ValueError, match=r"stages\.only: .*set trainer.precision=fp32"):
+        Training(model.root, [stage], tmp_path, logs, CPU, precision="bf16").run()
+    assert not metrics(tmp_path)
+
+
+def test_a_freeze_that_leaves_the_task_nothing_to_move_is_an_error_before_the_first_step(tmp_path, make_stage, model):
+    solver = Sequential(mode="freeze")
+    stage = make_stage(model, solver=solver, pairs=("projector",), train=("projector", "heads"))
+    with Logs(tmp_path, [], {}) as logs, pytest.raises(ValueError, match=r"stages\.only: Sequential: mode=freeze"):
+        Training(model.root, [stage], tmp_path, logs, CPU).run()
+    assert not metrics(tmp_path)
+
+
+def test_the_log_warns_that_the_rate_of_adamw_is_no_plain_steps(tmp_path, make_stage, model):
+    settings = {"pairs": ("projector",), "train": ("projector", "heads", "llm"), "inner_depends_on_outer": ("llm",)}
+    stage = make_stage(model, solver=ValuePenalty(), steps=1, **settings)
+    with Logs(tmp_path, [], {}) as logs:
+        Training(model.root, [stage], tmp_path, logs, CPU).run()
+    assert "WARNING stages.only: ValuePenalty with an inner loss" in (tmp_path / "log.txt").read_text()
+
+
 def test_training_lowers_the_loss(tmp_path, make_stage, model):
     stage = make_stage(model, solver=Single(), steps=12, rate=3e-3)
     with Logs(tmp_path, [], {}) as logs:

@@ -25,7 +25,7 @@ class DynamicBarrier:
       by some gap and that gap stays.
     - ``min``: the smaller of both; safe with any lower bound.
     - ``half``: ``max(0, inner loss - best) / learning rate``: projects onto the half-space where the linearised inner
-      loss is at its best.
+      loss is at its best; in plain gradient steps, since an adaptive optimiser's rate is another thing.
     - ``zero``: 0; the task may not undo alignment, and nothing repairs it (PCGrad, one-sided).
 
     Args:
@@ -43,10 +43,17 @@ class DynamicBarrier:
             or the weight times it.
         inner_steps: where the inner level depends on the outer one, the length of the descent that estimates the best
             inner loss for the present outer parameters.
-        inner_rate: the rate of that descent; None for the learning rate.
+        inner_rate: the rate of that descent, in plain gradient steps; None for the learning rate, which is one of those
+            under SGD alone.
         warmup: the share of the steps over which the unit of ``relative`` is measured.
 
     At a constant learning rate the inner loss stays above its minimum by about the square of the rate: let it fall.
+
+    It may end at an aligned point that is not the best. Under the noise of minibatches the weight keeps by ``beta``,
+    and this does as ``ValuePenalty`` does. Without noise the inner gradient vanishes as alignment is reached while the
+    two conflict, the weight runs ahead of ``beta``, and under Adam little is left of the outer gradient: on InfoNCE of
+    a fixed batch this stops short at some starts and not at others (``tests/solvers/test_reach.py``). The alignment gap
+    shows nothing of it; a ``weight`` far above ``beta`` early on does.
 
     Source: Gong, Liu and Liu 2021, NeurIPS, "Automatic and Harmonious..." (dynamic barrier gradient descent); Liu et
     al. 2022, arXiv:2209.08709 (BOME: ``inner_steps``, ``start = end = eta``); BLUR, arXiv:2506.08164

@@ -45,7 +45,8 @@ def minimise(
 
     Returns the last loss of each level. Raises ``ValueError`` if the two losses share no parameter, if none reaches
     one of ``parameters``, or if ``optimizer`` owns others. Warns (``UserWarning``) of what makes the solver go astray:
-    weight decay on shared parameters, a constant learning rate, a sum that may have no minimum.
+    weight decay on shared parameters, a constant learning rate, one that is no plain step's, a sum that may have no
+    minimum.
 
     >>> from hialign.solvers import DynamicBarrier, minimise
     >>> x = torch.zeros(2, requires_grad=True)
@@ -76,6 +77,8 @@ def minimise(
         shared_decay=oracle.shared_decay(),
         constant_rate="falling rate" in solver.requires and schedule(0.5) == schedule(1 - 0.5 / steps),
         inner_depends_on_outer=oracle.inner_depends_on_outer,
+        adaptive=not isinstance(optimizer, torch.optim.SGD),
+        precision="bf16" if any(p.dtype.itemsize < 4 for p in parameters.values()) else "fp32",
     ):
         warnings.warn(warning, stacklevel=2)
     for oracle.step in range(steps):

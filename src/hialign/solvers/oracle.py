@@ -11,7 +11,7 @@ from torch import Tensor
 Level = Literal["inner", "outer"]
 Group = Literal["inner", "shared", "outer"]
 Gradients = dict[str, Tensor]
-Requirement = Literal["floor", "falling rate", "own step"]
+Requirement = Literal["floor", "falling rate", "own step", "outer parameters"]
 
 
 class Oracle(Protocol):
@@ -85,7 +85,8 @@ class Solver(Protocol):
     @property
     def requires(self) -> frozenset[Requirement]:
         """What must hold for it to work: ``floor``, a known lower bound of the inner loss; ``falling rate``, a
-        learning rate that goes to zero; ``own step``, parameters that it may move past the optimiser."""
+        learning rate that goes to zero; ``own step``, parameters that it may move past the optimiser along
+        differences of gradients, which half precision drowns; ``outer parameters``, some that no inner step moves."""
         ...
 
     def step(self, oracle: Oracle) -> None:

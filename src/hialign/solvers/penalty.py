@@ -21,7 +21,8 @@ class ValuePenalty:
         start, end: of the weight. With ``relative`` in units of the outer gradient's norm over the inner one's at the
             end of warm-up.
         ramp: the share of the steps over which the weight rises, by equal factors.
-        inner_steps, inner_rate: of the shadow; None for the learning rate.
+        inner_steps, inner_rate: of the shadow's plain gradient steps; None for the learning rate, which is that of one
+            under SGD alone.
         scale_step: whether the learning rate is divided by the weight where that is above 1: for plain gradient
             descent, which would overshoot; Adam rescales by itself.
         inner_only: see ``DynamicBarrier``. relative, warmup: likewise.

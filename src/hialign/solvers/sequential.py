@@ -10,15 +10,15 @@ from hialign.solvers.oracle import Oracle, Requirement, only
 class Sequential:
     """Aligns for the first ``fraction`` of the steps, then trains the task.
 
-    ``mode="freeze"``: the second phase leaves the shared parameters where the first put them; aligned, but whatever
-    solution the first phase fell into. ``mode="tune"``: it trains them too, and forgets the alignment.
+    ``mode="freeze"``: the second phase moves those parameters alone that only the outer loss reads, and the shared ones
+    stay where the first put them; aligned, but whatever solution it fell into. ``mode="tune"``: it trains them too, and
+    forgets the alignment.
 
     Each phase runs a learning-rate schedule of its own, and the shared parameters' moments are dropped between them,
     since they belong to another loss.
     """
 
     two_level = True
-    requires: frozenset[Requirement] = frozenset()
 
     def __init__(self, fraction: float = 0.5, mode: str = "tune") -> None:
         if not 0 < fraction < 1:
@@ -27,6 +27,11 @@ class Sequential:
             raise ValueError(f"mode: got {mode!r}, wanted 'freeze' or 'tune'")
         self.fraction = fraction
         self.mode = mode
+
+    @property
+    def requires(self) -> frozenset[Requirement]:
+        """Where it freezes, parameters that the second phase may move."""
+        return frozenset({"outer parameters"} if self.mode == "freeze" else ())
 
     def step(self, oracle: Oracle) -> None:
         """One inner step in the first phase, one outer step in the second."""

@@ -22,7 +22,8 @@ class ImplicitTangent:
 
     The system is solved by conjugate gradients, H times a vector being a central difference of two gradients of the
     same batch: no double backward pass, so that every attention kernel serves. The aligned parameters move past the
-    optimiser, whose metric would be another one; parameters that only the outer loss reaches move by it.
+    optimiser, whose metric would be another one; parameters that only the outer loss reaches move by it. In half
+    precision rounding is larger than these differences, so gradients must come in float32 or better.
 
     Where the inner level depends on the outer one, the outer parameters follow the implicit hypergradient: the outer
     gradient less the mixed derivative of the inner loss along ``u``, ``(H + damping) u = outer``.
@@ -71,9 +72,11 @@ class ImplicitTangent:
         rest = only(oracle, outer, "outer")
         target = {name: g.clone() for name, g in only(oracle, inner, "inner", "shared").items()}
         if oracle.inner_depends_on_outer:
-            rest = self._hypergradient(oracle, rest, self._solve(oracle, curvature, aligned))
+            # of all aligned parameters: what only the inner loss reads passes the outer parameters' pull on
+            whole = {name: torch.zeros_like(tensor) for name, tensor in target.items()} | aligned
+            rest = self._hypergradient(oracle, rest, self._solve(oracle, curvature, whole, damping))
         target = axpy(damping * self.pull, aligned, target)
-        direction = self._trusted(oracle, self._solve(oracle, curvature, target))
+        direction = self._trusted(oracle, self._solve(oracle, curvature, target, damping))
         if rest:
             oracle.apply(rest)
         oracle.move(direction)
@@ -98,8 +101,14 @@ class ImplicitTangent:
         forward = oracle.grads("inner", at={n: here[n].add(v[n], alpha=reach) for n in v}, again=True)
         return forward, oracle.grads("inner", at={n: here[n].add(v[n], alpha=-reach) for n in v}, again=True), reach
 
-    def _solve(self, oracle: Oracle, product: Callable[[Gradients], Gradients], target: Gradients) -> Gradients:
-        """About the x with ``product(x) = target``: conjugate gradients, up to the first direction of no curvature."""
+    def _solve(
+        self, oracle: Oracle, product: Callable[[Gradients], Gradients], target: Gradients, damping: float
+    ) -> Gradients:
+        """About the x with ``product(x) = target``: conjugate gradients, up to the first direction of no curvature.
+
+        Where the target itself is one, x is the target over the absolute value of H's curvature along it and the
+        damping: no longer than half of what the damping alone allows.
+        """
         x = {name: torch.zeros_like(tensor) for name, tensor in target.items()}
         rest = {name: tensor.clone() for name, tensor in target.items()}
         (square,) = oracle.dots((rest, rest))
@@ -109,7 +118,8 @@ class ImplicitTangent:
             curved = product(along)
             (bend,) = oracle.dots((along, curved))
             if bend <= 0:
-                x = along if done == 0 else x  # steepest descent, where nothing better is known
+                if done == 0:  # bend is (curvature + damping) * square, and the curvature below -damping
+                    x = axpy(1 / (2 * damping - bend / square), along, x)
                 break
             length = square / bend
             x = axpy(length, along, x)

@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-import torch
-
 from hialign.batch import Batch, PairBatch
 from hialign.solvers import DynamicBarrier, Gradients, Group, Solver, only
 from hialign.training.oracle import TrainingOracle
@@ -19,21 +17,25 @@ EDGE = 1.9  # a plain gradient step along a direction of curvature c overshoots 
 
 
 class Watch:
-    """Made before a step, read after it.
+    """Made before a step, read after it; of a stage with an inner level, without one it costs nothing and says nothing.
 
-    Costs a copy of what trains while the step is made, and then, where the step has drawn an inner batch, four inner
-    gradients over that batch, of which two run over half of it.
+    Costs a copy of what the inner loss reaches while the step is made. Where the step has drawn an inner batch, then up
+    to five inner gradients: one where the step began, two for the curvature, two over half of the batch each for the
+    noise; and as many more copies as a second point and three gradients are.
     """
 
     def __init__(self, oracle: TrainingOracle) -> None:
         self.oracle = oracle
-        self.before = oracle.values("inner", "shared", "outer")
+        self.before: Gradients = {}
+        if "inner" in oracle.levels:
+            read = {name: oracle.parameters[name].detach().clone() for name in oracle.outer_read}
+            self.before = oracle.values(*ALIGNED) | read
         self.drawn = dict(oracle.batches)
 
     def read(self, weight: float | None) -> dict[str, float]:
         """Numbers of the step; ``weight`` is what its solver multiplied the inner gradient with, if it did.
 
-        - ``aligned_step_ratio``, ``outer_step_ratio``: how far the groups moved, in lengths of their own vector.
+        - ``aligned_step_ratio``: how far the aligned parameters moved, in lengths of their own vector.
         - ``inner_step_cosine``: between the inner gradient and the step of the aligned parameters; where it is above 0,
           and ``inner_ascends`` is 1, the step went up the inner loss's slope, as under Adam some do.
         - ``inner_snr``: see ``signal_to_noise``; absent where the batch has no two halves of two rows.
@@ -42,28 +44,31 @@ class Watch:
         - ``edge``: learning rate * weight * curvature, the factor by which a plain gradient step would overshoot if it
           were above 2. An adaptive optimiser steps in another metric, so there it is an order of magnitude.
         """
-        after = self.oracle.values("inner", "shared", "outer")
-        step = {name: after[name] - value for name, value in self.before.items()}
-        rows = self._ratios(step)
-        if any(
+        if not self.before:
+            return {}
+        drawn = any(
             key[0] == "inner" and self.oracle.batches[key] is not self.drawn.get(key) for key in self.oracle.batches
-        ):
-            rows |= self._inner(step, weight)
-        return rows
+        )
+        gradient = self._gradient({}) if drawn else {}
+        length, size, along = self._moved(gradient)
+        rows = {"aligned_step_ratio": math.sqrt(length / size)} if size else {}
+        return rows | (self._inner(gradient, length, along, weight) if drawn else {})
 
-    def _ratios(self, step: Gradients) -> dict[str, float]:
-        rows = {}
-        for label, groups in (("aligned", ALIGNED), ("outer", ("outer",))):
-            moved, here = (only(self.oracle, values, *groups) for values in (step, self.before))
-            length, size = self.oracle.dots((moved, moved), (here, here))
-            if size:
-                rows[f"{label}_step_ratio"] = math.sqrt(length / size)
-        return rows
+    def _moved(self, gradient: Gradients) -> tuple[float, float, float]:
+        """Of the aligned parameters' step and of where it began the squared norms, and the step along ``gradient``.
 
-    def _inner(self, step: Gradients, weight: float | None) -> dict[str, float]:
-        gradient = self._gradient({})
-        moved = only(self.oracle, step, *ALIGNED)
-        along, square, length = self.oracle.dots((gradient, moved), (gradient, gradient), (moved, moved))
+        One parameter at a time: the whole step would be another copy.
+        """
+        length = size = along = 0.0
+        for name, here in only(self.oracle, self.before, *ALIGNED).items():
+            step = {name: self.oracle.parameters[name].detach() - here}
+            pairs = ((step, step), ({name: here}, {name: here}), (gradient, step))
+            parts = self.oracle.dots(*pairs)
+            length, size, along = length + parts[0], size + parts[1], along + parts[2]
+        return length, size, along
+
+    def _inner(self, gradient: Gradients, length: float, along: float, weight: float | None) -> dict[str, float]:
+        (square,) = self.oracle.dots((gradient, gradient))
         rows = {"inner_ascends": float(along > 0)}
         if square and length:
             rows["inner_step_cosine"] = along / math.sqrt(square) / math.sqrt(length)
@@ -77,16 +82,15 @@ class Watch:
             rows |= signal_to_noise(*self.oracle.dots((first, second), (first, first), (second, second)))
         return rows
 
-    def _gradient(self, shifts: Mapping[str, torch.Tensor]) -> Gradients:
-        """The inner gradient of the aligned parameters where they were before the step, or ``shifts`` away."""
-        at = {name: value + shifts[name] if name in shifts else value for name, value in self.before.items()}
+    def _gradient(self, along: Gradients, by: float = 0.0) -> Gradients:
+        """The inner gradient of the aligned parameters where the step began, or ``by`` times ``along`` off."""
+        at = {n: value.add(along[n], alpha=by) if n in along else value for n, value in self.before.items()}
         return only(self.oracle, self.oracle.grads("inner", at=at, again=True), *ALIGNED)
 
     def _bend(self, gradient: Gradients, square: float) -> float:
         """``<g, H g> / |g|^2``."""
         reach = REACH / math.sqrt(square)
-        ahead, behind = (self._gradient({n: s * reach * g for n, g in gradient.items()}) for s in (1, -1))
-        up, down = self.oracle.dots((gradient, ahead), (gradient, behind))
+        up, down = (self.oracle.dots((gradient, self._gradient(gradient, by)))[0] for by in (reach, -reach))
         return (up - down) / (2 * reach * square)
 
     def _on(self, batches: Mapping[tuple[str, str], list[Batch]]) -> Gradients:

@@ -20,7 +20,7 @@ from hialign.solvers import Group, complaints
 from hialign.training import checkpoint, diagnostics
 from hialign.training.logs import Logs, write_status
 from hialign.training.optim import adamw, schedule
-from hialign.training.oracle import NonFinite, TrainingOracle, probe_groups
+from hialign.training.oracle import NonFinite, TrainingOracle, probe
 from hialign.training.stage import Stage
 
 
@@ -47,6 +47,7 @@ class Training:
     diagnose_every: int = 0  # steps; 0 for never
     trained: set[str] = field(default_factory=set, init=False)  # parameters that a stage so far has trained
     groups: dict[str, dict[str, Group]] = field(default_factory=dict, init=False)  # by stage
+    outer_read: dict[str, frozenset[str]] = field(default_factory=dict, init=False)  # by stage, see TrainingOracle
     total_before: int = field(default=0, init=False)  # steps of the stages behind us
     caught: list[int] = field(default_factory=lambda: [0], init=False)  # the signal that asked us to stop
     warned: set[tuple[str, str]] = field(default_factory=set, init=False)  # stage and kind of what was said
@@ -60,7 +61,8 @@ class Training:
             checkpoint.load_weights(self.root, state["weights"])
             self.trained = set(state["weights"])
         self.total_before = sum(stage.optimisation.steps for stage in self.stages[:first])
-        self.groups = {stage.name: self._find_groups(stage) for stage in self.stages}  # before any step is spent
+        for stage in self.stages:  # before any step is spent
+            self._find_groups(stage)
         for stage in self.stages[first:]:
             self._warn(stage)
         with _signals() as self.caught:
@@ -100,9 +102,7 @@ class Training:
             stage.levels,
             adamw(parameters, rates, stage.optimisation),
             groups,
-            outer_read={
-                n for n, g in groups.items() if g == "outer" and stage.part_of(n) in stage.inner_depends_on_outer
-            },
+            outer_read=self.outer_read[stage.name],
             total_steps=stage.optimisation.steps,
             schedule=schedule(stage.optimisation),
             clip=stage.optimisation.clip,
@@ -121,23 +121,26 @@ class Training:
                 shared_decay=stage.optimisation.weight_decay if aligned else 0.0,
                 constant_rate=stage.optimisation.schedule == "constant",
                 inner_depends_on_outer=bool(stage.inner_depends_on_outer),
+                adaptive=True,  # AdamW
                 free_temperature=any(stage.part_of(name) == "temperature" for name in groups),
+                precision=self.precision,
+                outer_alone="outer" in groups.values(),
             )
         except ValueError as error:
             raise ValueError(f"stages.{stage.name}: {error}") from error
         for warning in warnings:
             self.logs.say(f"WARNING stages.{stage.name}: {warning}")
 
-    def _find_groups(self, stage: Stage) -> dict[str, Group]:
+    def _find_groups(self, stage: Stage) -> None:
         """What each level of the stage reaches: it depends on what trains, not on the weights."""
         stage.rates()
         self.root.train()
-        groups = probe_groups(self.root, stage, self.precision, self.device)
+        groups, outer_read = probe(self.root, stage, self.precision, self.device)
         if not groups:
             raise ValueError(
                 f"stages.{stage.name}.train: no loss reaches a parameter that trains; let more parts train"
             )
-        return groups
+        self.groups[stage.name], self.outer_read[stage.name] = groups, outer_read
 
     def _step(self, stage: Stage, oracle: TrainingOracle) -> None:
         began = time.perf_counter()

@@ -289,7 +289,15 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 
 def probe_groups(root: nn.Module, stage: Stage, precision: str, device: torch.device) -> dict[str, Group]:
-    """Each trainable parameter's group, found by one backward pass of each level on its next batch.
+    """Each trainable parameter's group, as ``probe`` finds it."""
+    return probe(root, stage, precision, device)[0]
+
+
+def probe(
+    root: nn.Module, stage: Stage, precision: str, device: torch.device
+) -> tuple[dict[str, Group], frozenset[str]]:
+    """Each trainable parameter's group, found by one backward pass of each level on its next batch; and the ``outer``
+    ones that the inner loss reads.
 
     A parameter belongs to a level if a graph reaches it, be its gradient zero or not. Neither weights, random state nor
     data positions change. Parameters that no level reaches have no group.
@@ -297,10 +305,11 @@ def probe_groups(root: nn.Module, stage: Stage, precision: str, device: torch.de
     trainable = {name: p for name, p in root.named_parameters() if p.requires_grad}
     reached = {level: _reached(root, run, trainable, precision, device) for level, run in stage.levels.items()}
     try:
-        return assign_groups(trainable, reached, stage.part_of, outer_parts=stage.inner_depends_on_outer)
+        groups = assign_groups(trainable, reached, stage.part_of, outer_parts=stage.inner_depends_on_outer)
     except ValueError as error:
         key = "" if str(error).startswith("inner_depends_on_outer:") else "train: "
         raise ValueError(f"stages.{stage.name}.{key}{error}") from error
+    return groups, frozenset(name for name in reached.get("inner", ()) if groups[name] == "outer")
 
 
 def _reached(
