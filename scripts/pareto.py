@@ -21,6 +21,7 @@ import os
 import platform
 import statistics
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -100,6 +101,17 @@ def arms() -> list[Arm]:
     ]
 
 
+def _die_with(parent: int) -> None:
+    """Ends this worker soon after its parent is gone: one that is killed could not say so."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def quick_arms() -> list[Arm]:
     """Two of them, for a look at whether all of this works."""
     return [arm for arm in arms() if arm.name in ("joint weight 1", "constrained_dual budget 0.1")]
@@ -112,7 +124,7 @@ def main() -> None:
     chosen = quick_arms() if settings.quick else arms()
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}  # before a worker starts
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(settings.jobs, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(settings.jobs, spawn, _die_with, (os.getpid(),)) as pool:
         references = [_job(REFERENCE, seed, settings) for seed in settings.seeds]
         kinds = {arm.family: arm for arm in chosen}
         rows = _all(pool, score, references, "references")
