@@ -272,11 +272,39 @@ def test_the_gradients_are_those_of_the_means_over_all_batches(subject: Subject)
     assert len(both) < len(
         shared
     )  # what lies behind the layer that the language model reads is no one's but the inner's
-    cosine = F.cosine_similarity(*(torch.cat(side).double() for side in zip(*both, strict=True)), dim=0)
+    task, alignment = (torch.cat(side).double() for side in zip(*both, strict=True))
+    cosine = F.cosine_similarity(task, alignment, dim=0)
     assert scores["loss"] == pytest.approx(inner.item(), rel=1e-5)
     assert scores["outer_loss"] == pytest.approx(outer.item(), rel=1e-5)
     assert scores["cosine"] == pytest.approx(cosine.item(), abs=1e-4)
     assert scores["kkt_residual"] == pytest.approx(math.sqrt(1 - min(cosine.item(), 0) ** 2), abs=1e-4)
+
+
+def test_the_weight_is_one_between_mean_losses_and_does_not_depend_on_how_many_batches_there_are(
+    subject: Subject,
+) -> None:
+    records = subject.heldout().records[:3]
+    gap = AlignmentGap(pairs=["projector"], batch_size=3, parts=["projector"])
+    once, twice = (
+        gap(replace(subject, heldout=lambda n=n: Dataset("some", records * n)))["kkt_weight"] for n in (1, 2)
+    )
+    assert twice == pytest.approx(once, rel=1e-5)
+
+    root = subject.model.root.eval()
+    rows = [(record, subject.language.pixels(record)[0]) for record in records]
+    pairs = subject.pairs.collate([subject.pairs.row(r, r.captions[0], p) for r, p in rows])
+    image = root.image_embeddings(pairs.pixel_values, ("projector",))["projector"]
+    text = root.text_embeddings(pairs.caption, pairs.clip_caption, ("projector",))["projector"]
+    table = F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T / root.temperature.item()
+    inner = (F.cross_entropy(table, torch.arange(3)) + F.cross_entropy(table.T, torch.arange(3))) / 2
+    result = NextToken()(root, subject.language.collate([subject.language.row(r, r.captions[0], p) for r, p in rows]))
+    parameters = list(root.llava.model.multi_modal_projector.parameters())
+    g_task, g_inner = (
+        torch.cat([g.flatten().double() for g in torch.autograd.grad(loss, parameters)])
+        for loss in (result.loss_sum / result.weight, inner)
+    )
+    assert g_task @ g_inner < 0
+    assert once == pytest.approx(-(g_task @ g_inner / g_inner.square().sum()).item(), rel=1e-3)
 
 
 def test_without_a_reference_there_is_no_lower_gap_and_it_is_said(
@@ -334,6 +362,7 @@ def test_senseless_settings_are_refused(settings: dict[str, Any], message: str) 
         ({"reference": ["runs/none"]}, "reference: runs/none has no model/"),
         ({"reference": [1e-9], "temperature": 0.5}, "reference: got 1e-09, and no inner loss of 2 pairs lies below"),
         ({"reference": [math.nan]}, "reference: got nan"),
+        ({"pairs": ["clip"], "parts": ["projector"]}, "parts: no parameter of projector is read by both"),
         ({"pairs": ["clip"], "parts": ["projector", "text"]}, "parts: no parameter of projector, text is read by both"),
     ],
 )

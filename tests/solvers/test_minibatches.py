@@ -148,7 +148,6 @@ def test_on_minibatches_of_infonce_a_rising_weight_beats_the_weighted_sums(probl
     median = {
         name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in seen.items()
     }
-    print("\n".join(f"{name:12s} {numbers}" for name, numbers in median.items()))
     for weighted in ("joint 10", "joint 100"):
         assert median["rising"]["gap"] < median[weighted]["gap"]
         assert median["rising"]["rms"] < median[weighted]["rms"]

@@ -45,8 +45,8 @@ class AlignmentGap:
 
     ``outer_loss`` is that of the next tokens of the same captions. ``kkt_residual`` is the least of
     |gT + weight gC| / |gT| over weights of at least 0, of the task's and the inner loss's gradients on all batches over
-    those parameters of ``parts`` that both losses reach; ``kkt_weight`` attains it, and ``cosine`` is that of the
-    angle between them.
+    those parameters of ``parts`` that both losses reach; ``kkt_weight`` attains it, between the mean losses as a
+    solver's weight is, and ``cosine`` is that of the angle between them.
 
     How to read them: without a reference there is no ``gap_lo``, and no number takes its place. One below 0 says that
     this model is the best known and that the reference was too short. A small ``gap_lo`` with a high ``outer_loss``
@@ -159,19 +159,21 @@ class AlignmentGap:
                 batches += 1
         return {
             "outer_loss": outer_loss / tokens,
-            **(self._residual(outer, inner) if self.parts else {}),
+            **(self._residual(outer, inner, tokens, batches) if self.parts else {}),
             "batches": float(batches),
             "left_out": float(len(subject.heldout().records) - batches * self.batch_size),
             "repeated_captions": float(repeated),
         }
 
-    def _residual(self, outer: Gradients, inner: Gradients) -> dict[str, float]:
+    def _residual(self, outer: Gradients, inner: Gradients, tokens: float, batches: int) -> dict[str, float]:
+        """Of both mean losses' gradients, from their sums' over tokens and over batches."""
         if not outer:  # which are over parameters that the inner loss reaches
             raise ValueError(
                 f"parts: no parameter of {', '.join(self.parts)} is read by both losses with pairs="
                 f"{list(self.pairs)}; name the parts where they meet (vision, projector), or parts=[] for no residual"
             )
-        return kkt_residual(outer, {name: inner[name] for name in outer})
+        means = {name: gradient / tokens for name, gradient in outer.items()}
+        return kkt_residual(means, {name: inner[name] / batches for name in outer})
 
 
 def gap_numbers(loss: float, batch_size: int, temperature: float, *, pairs: int = 1) -> dict[str, float]:
@@ -241,6 +243,8 @@ def _batches(subject: Subject, batch_size: int) -> Iterator[tuple[PairBatch, Lan
 
 def _add_gradient(total: Gradients, loss: Any, watched: Mapping[str, Tensor]) -> None:
     """Adds the gradient over those of ``watched`` that the loss reaches to ``total``."""
+    if not loss.requires_grad:
+        return  # it reaches none
     found = torch.autograd.grad(loss, list(watched.values()), allow_unused=True)
     for name, gradient in zip(watched, found, strict=True):
         if gradient is not None:

@@ -68,7 +68,7 @@ class ConstrainedDual:
         return frozenset({"floor"} if self.best is None else ())
 
     def step(self, oracle: Oracle) -> None:
-        """One step along the Lagrangian's gradient, then one of the multiplier."""
+        """One step of the multiplier, then one along the Lagrangian's gradient."""
         outer, inner = oracle.grads("outer"), oracle.grads("inner")
         unit = self.unit(oracle, meet(oracle, outer, inner))
         loss = oracle.loss("inner")

@@ -104,11 +104,10 @@ def check_inner_only(inner_only: str) -> str:
     return inner_only
 
 
-def check_number(name: str, value: float, *, above: float = -math.inf, least: float = -math.inf) -> float:
-    """``value`` as it is, a ``ValueError`` unless it is finite, greater than ``above`` and at least ``least``."""
-    if not math.isfinite(value) or value <= above or value < least:
-        bound = f"above {above:g}" if above > -math.inf else f"of at least {least:g}"
-        raise ValueError(f"{name}: got {value}, wanted a finite number {bound}")
+def check_number(name: str, value: float, *, above: float) -> float:
+    """``value`` as it is, a ``ValueError`` unless it is finite and greater than ``above``."""
+    if not math.isfinite(value) or value <= above:
+        raise ValueError(f"{name}: got {value}, wanted a finite number above {above:g}")
     return value
 
 

@@ -56,6 +56,8 @@ class Optimisation:
     warmup: float = 0.03  # share of the steps
     schedule: str = "cosine"  # or "constant"
     weight_decay: float = 0.0
+    # Of Adam. With .999 the large gradients from before alignment still divide the steps along the aligned set: on an
+    # InfoNCE whose best aligned point is known, the barrier stops there and arrives with .99 (test_barrier.py).
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0  # largest gradient norm of a group; 0 for none
 
