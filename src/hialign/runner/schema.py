@@ -84,7 +84,7 @@ class TrainerConfig:
     save_every: int = 200
     keep: int = 2  # checkpoints of a stage
     device: str = "auto"  # auto | cpu | cuda
-    diagnose_every: int = 200  # steps between measurements of a step, for about four inner gradients; 0 for none
+    diagnose_every: int = 200  # steps between measurements of a step, for up to five inner gradients; 0 for none
 
 
 @dataclass
