@@ -156,7 +156,7 @@ def unit(rows: Tensor, dtype: torch.dtype) -> Tensor:
     F.normalize would multiply the gradient of a row of zeros by 1e12, which drowns that of all others.
     """
     rows = rows.to(dtype)
-    lengths = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
     return rows / lengths.masked_fill(lengths < 1e-12, float("inf"))
 
 
