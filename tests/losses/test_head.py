@@ -250,6 +250,36 @@ def test_without_a_head_of_its_own_the_reference_reads_the_policys(trains: str):
     torch.testing.assert_close(same, torch.zeros_like(same), **CLOSE)
 
 
+@every_form
+@pytest.mark.parametrize("trains", ["hidden", "hidden weight bias"])
+def test_a_vocabulary_padded_by_biases_of_minus_infinity_is_the_vocabulary(
+    plain: Callable[..., Tensor], chunked: Callable[..., Tensor], trains: str
+):
+    """A divergence then has terms 0 * (-inf + inf), which are 0."""
+    made, padded = case(bias=True, trains=trains), case(bias=True, trains=trains, vocab=VOCAB + 3)
+    assert made.bias is not None
+    assert padded.bias is not None
+    with torch.no_grad():
+        padded.hidden.copy_(made.hidden)
+        padded.weight[:VOCAB].copy_(made.weight)
+        padded.bias.fill_(-torch.inf)[:VOCAB].copy_(made.bias)
+        padded.labels = made.labels
+        # The reference has no bias: a state that is 1 everywhere, times minus infinity.
+        made.reference_hidden[..., -1] = padded.reference_hidden[..., -1] = 1
+        padded.reference_hidden.copy_(made.reference_hidden)
+        padded.reference_weight[:VOCAB].copy_(made.reference_weight)
+        padded.reference_weight[VOCAB:, -1] = -torch.inf
+    for form in (plain, lambda of: chunked(of, 4)):
+        expected, got = form(made), form(padded)
+        torch.testing.assert_close(got, expected, **CLOSE)
+        for wide, narrow in zip(
+            torch.autograd.grad(got.sum(), padded.trained),
+            torch.autograd.grad(expected.sum(), made.trained),
+            strict=True,
+        ):
+            torch.testing.assert_close(wide[: len(narrow)], narrow, **CLOSE)
+
+
 def test_a_mask_and_the_labels_that_it_comes_from_are_one():
     made = case()
     masked = chunked_token_kl(

@@ -138,7 +138,8 @@ def chunked_token_kl(
         differences = others - logits
         sums, other_sums = _exp_sums(logits), _exp_sums(others)  # both now hold exp
         probs = others.div_(other_sums)
-        losses = differences.mul_(probs).sum(-1) + (sums.log() - other_sums.log())[:, 0]
+        terms = differences.mul_(probs).masked_fill_(probs == 0, 0.0)  # as in token_kl
+        losses = terms.sum(-1) + (sums.log() - other_sums.log())[:, 0]
         return losses, logits.div_(sums).sub_(probs) if slopes else None
 
     states, summed = hidden[:, :-1][predicted], reduction == "sum"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .common import check_choice
@@ -152,8 +151,13 @@ def wide(*tensors: Tensor | None) -> torch.dtype:
 
 
 def unit(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """The rows at length 1; rows of zeros stay zeros."""
-    return F.normalize(rows.to(dtype), dim=-1)
+    """The rows at length 1; those shorter than 1e-12 have no direction: they become zeros, and get no gradient.
+
+    F.normalize would multiply the gradient of a row of zeros by 1e12, which drowns that of all others.
+    """
+    rows = rows.to(dtype)
+    lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return rows / lengths.masked_fill(lengths < 1e-12, float("inf"))
 
 
 def scaled(rows: Tensor, scale: float | Tensor) -> Tensor:

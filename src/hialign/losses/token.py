@@ -161,7 +161,9 @@ def token_kl(
     wide = torch.promote_types(policy_logits.dtype, torch.float32)
     policy = policy_logits[:, :-1][predicted].to(wide).log_softmax(-1)  # (targets, vocab)
     reference = reference_logits.detach()[:, :-1][predicted].to(wide).log_softmax(-1)
-    divergences = F.kl_div(policy, reference, reduction="none", log_target=True).sum(-1)
+    probs = reference.exp()
+    # A vocabulary may be padded by logits of -inf, and what the reference never says counts as 0, not 0 * (-inf + inf).
+    divergences = (probs * (reference - policy)).masked_fill(probs == 0, 0.0).sum(-1)
     return divergences.sum() if reduction == "sum" else spread(divergences, predicted)
 
 
