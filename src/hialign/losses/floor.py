@@ -25,6 +25,7 @@ def info_nce_floor(batch_size: int, temperature: float | Tensor, *, items: int |
 
     Source: van den Oord et al. 2018, arXiv:1807.03748, eq. 4, for the loss; the bound by Jensen's inequality over the
     negatives, then over the rows, and Cauchy-Schwarz for the mean off-diagonal cosine.
+    Differs: it is no loss, and has no gradient.
     """
     items = batch_size if items is None else items
     if batch_size < 2 or items < batch_size:
