@@ -50,6 +50,7 @@ def test_a_ratio_is_the_median_over_turns_of_our_time_over_the_sum_of_theirs(scr
     assert script.beside([1, 4, 3], [1, 1, 1], [1, 1, 3]) == 0.75  # .5, 2, .75
 
 
+@pytest.mark.slow
 def test_the_script_writes_numbers_and_a_page_that_names_what_it_lacks(repo: Path, tmp_path: Path):
     environment = {**os.environ, "PYTHONPATH": str(repo / "src")}
     command = [sys.executable, "scripts/benchmarks/solvers.py", "--quick", "--out", str(tmp_path)]

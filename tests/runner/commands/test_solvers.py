@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 CONFIGS = Path(__file__).resolve().parents[3] / "configs" / "solver"
 SOLVERS = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
 ONE_LEVEL = ("single",)
+REST = [solver for solver in SOLVERS if solver not in ("dynamic_barrier", "sequential")]  # the base below has them all
 NEVER_BOTH = ("alternating", "sequential", *ONE_LEVEL)  # these never hold the two gradients side by side
 UNWEIGHTED = (*NEVER_BOTH, "implicit_tangent")  # what it descends is no weighted sum
 
@@ -51,7 +52,9 @@ def assert_a_row_is_whole(row: dict[str, Any], solver: str) -> None:
         assert "weight" in row
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    "solver", ["dynamic_barrier", "sequential", *(pytest.param(s, marks=pytest.mark.slow) for s in REST)]
+)
 def test_a_solver_trains_the_small_model(workshop: Any, solver: str) -> None:
     experiment = "llava" if solver in ONE_LEVEL else "hierarchical"
     done = workshop.train(f"solver={solver}", f"name={solver}", experiment=experiment)
