@@ -43,7 +43,7 @@ from hialign.training import (
     Training,
     TrainingOracle,
     latest,
-    probe_groups,
+    probe,
 )
 from hialign.training.diagnostics import Watch
 from hialign.training.optim import adamw
@@ -252,7 +252,7 @@ def fit(solver):
     stage = Stage("only", levels, solver, optimisation, dict, str)
     cpu = torch.device("cpu")
     parameters = dict(root.named_parameters())
-    groups = probe_groups(root, stage, "fp32", cpu)
+    groups = probe(root, stage, "fp32", cpu)[0]
     assert {name.split(".")[0]: group for name, group in groups.items()} == {g: g for g in ("inner", "shared", "outer")}
     optimizer = adamw(parameters, dict.fromkeys(parameters, 1e-2), optimisation)
     settings = {"total_steps": STEPS, "clip": 0.0, "precision": "fp32", "device": cpu}

@@ -12,7 +12,7 @@ from torch import nn
 from hialign.batch import Batch
 from hialign.objectives import Contrastive, NextToken, Result
 from hialign.solvers import Joint
-from hialign.training import Training, TrainingOracle, probe_groups
+from hialign.training import Training, TrainingOracle, probe
 from hialign.training.cached import Cacheable, cached_backward
 from hialign.training.logs import Logs
 from hialign.training.optim import adamw
@@ -207,7 +207,7 @@ def test_memory_follows_the_micro_batch_and_not_the_batch():
 
 def oracle_of(model, stage):
     rates = stage.rates()
-    groups = probe_groups(model.root, stage, "fp32", CPU)
+    groups = probe(model.root, stage, "fp32", CPU)[0]
     parameters = {name: p for name, p in model.root.named_parameters() if name in groups}
     return TrainingOracle(
         model.root,

@@ -11,7 +11,7 @@ from torch import nn
 
 from hialign.batch import Batch
 from hialign.objectives import NextToken, Result
-from hialign.training import LevelRun, NonFinite, Optimisation, Stage, TrainingOracle, probe_groups
+from hialign.training import LevelRun, NonFinite, Optimisation, Stage, TrainingOracle, probe
 from hialign.training.optim import adamw
 
 CPU = torch.device("cpu")
@@ -98,7 +98,7 @@ def snapshot(root):
 def oracle_of(model, stage, groups=None, **settings):
     """The oracle that the loop would make for a stage on a real model."""
     rates = stage.rates()
-    groups = groups or probe_groups(model.root, stage, "fp32", CPU)
+    groups = groups or probe(model.root, stage, "fp32", CPU)[0]
     parameters = {name: p for name, p in model.root.named_parameters() if name in groups}
     optimizer = adamw(parameters, rates, stage.optimisation)
     settings = {"total_steps": 10, "clip": 0.0, "precision": "fp32"} | settings
@@ -348,14 +348,14 @@ def test_probe_finds_the_groups_of_each_choice_of_pairs(make_stage, model, pairs
     stage.rates()
     names = [name for name, _ in model.root.named_parameters()]
     expected = {name: group for name in names if (group := expected_group(name, pairs))}
-    assert probe_groups(model.root, stage, "fp32", CPU) == expected
+    assert probe(model.root, stage, "fp32", CPU)[0] == expected
     assert set(expected.values()) == {"inner", "shared", "outer"}
 
 
 def test_probe_leaves_frozen_parameters_out(make_stage, model):
     stage = make_stage(model, train=("projector", "heads"), pairs=("projector",))
     stage.rates()
-    groups = probe_groups(model.root, stage, "fp32", CPU)
+    groups = probe(model.root, stage, "fp32", CPU)[0]
     assert {(stage.part_of(name), group) for name, group in groups.items()} == {
         ("projector", "shared"),
         ("heads", "inner"),
@@ -376,7 +376,7 @@ def test_probe_moves_neither_stream_nor_random_state_nor_weights_nor_gradients(m
     weights, random = snapshot(model.root), torch.get_rng_state()
     first = {name: stream.peek().records for name, stream in stage.streams().items()}
     positions = {name: stream.state_dict() for name, stream in stage.streams().items()}
-    probe_groups(model.root, stage, "fp32", CPU)
+    probe(model.root, stage, "fp32", CPU)[0]
     assert torch.equal(torch.get_rng_state(), random)
     assert {name: stream.state_dict() for name, stream in stage.streams().items()} == positions
     assert {name: stream.next()[0].records for name, stream in stage.streams().items()} == first
@@ -391,14 +391,14 @@ def test_probe_counts_a_parameter_whose_gradient_is_zero():
     root.outer.data.zero_()
     streams = {"only": Steps(rows([[1.0, 2.0]]))}
     stage = Stage("s", {"outer": LevelRun(outer_loss, streams)}, None, Optimisation(1), dict, str)
-    assert probe_groups(root, stage, "fp32", CPU) == {"shared": "outer", "outer": "outer", "matrix": "outer"}
+    assert probe(root, stage, "fp32", CPU)[0] == {"shared": "outer", "outer": "outer", "matrix": "outer"}
 
 
 def test_levels_that_share_no_parameter_are_refused_by_the_parts_they_reach(make_stage, model):
     stage = make_stage(model, name="pretrain", train=("projector", "heads", "text"), pairs=("clip",))
     stage.rates()
     with pytest.raises(ValueError, match=r"stages\.pretrain\.train: .* share no parameter") as error:
-        probe_groups(model.root, stage, "fp32", CPU)
+        probe(model.root, stage, "fp32", CPU)[0]
     assert "the inner loss reaches heads, text, the outer loss projector" in str(error.value)
 
 

@@ -110,14 +110,8 @@ class Preference:
 
     def _read(self, parts: Parts, batch: PreferenceBatch) -> dict[str, Tensor]:
         """The states that predict each answer's tokens, (batch, 1 + longest answer, width)."""
-        if self.shared_prefix:
-            sides = parts.answer_states(batch.pixel_values, batch.chosen, batch.rejected, batch.starts)
-            states = dict(zip(("chosen", "rejected"), sides, strict=True))
-        else:
-            states = {
-                name: tail(parts.text_states(batch.pixel_values, side), batch.starts, side)
-                for name, side in (("chosen", batch.chosen), ("rejected", batch.rejected))
-            }
+        sides = _answer_states(parts, batch, shared=self.shared_prefix)
+        states = dict(zip(("chosen", "rejected"), sides, strict=True))
         if "policy_corrupted" in self.asked:
             if batch.corrupted_pixel_values is None:
                 raise ValueError(
@@ -181,11 +175,7 @@ class Halva:
         if batch.chosen_phrases is None or batch.rejected_phrases is None:
             raise ValueError("halva: the answers have no phrases marked; use data whose adapter marks them, as halva's")
         sides = {"chosen": (batch.chosen, batch.chosen_phrases), "rejected": (batch.rejected, batch.rejected_phrases)}
-        if self.shared_prefix:
-            states = parts.answer_states(batch.pixel_values, batch.chosen, batch.rejected, batch.starts)
-        else:
-            rows = [parts.text_states(batch.pixel_values, side) for side, _ in sides.values()]
-            states = (tail(rows[0], batch.starts, batch.chosen), tail(rows[1], batch.starts, batch.rejected))
+        states = _answer_states(parts, batch, shared=self.shared_prefix)
         weight, bias = parts.head
         given = {}
         for (name, (tokens, phrases)), rows_ in zip(sides.items(), states, strict=True):
@@ -221,6 +211,16 @@ class Halva:
             sums = (theirs.exp() * (theirs - ours)).masked_fill(labels[:, 1:] == IGNORED, 0.0).sum(dim=-1)
         rows = torch.tensor(float(len(batch)), device=labels.device)
         return Result(self.alpha * sums.sum(), rows, {"anchor_kl": sums.detach().mean()})
+
+
+def _answer_states(parts: Parts, batch: PreferenceBatch, *, shared: bool) -> tuple[Tensor, Tensor]:
+    """The states that predict both answers' tokens, as ``tail`` has them; apart, each answer has a row of its own."""
+    if shared:
+        return parts.answer_states(batch.pixel_values, batch.chosen, batch.rejected, batch.starts)
+    chosen, rejected = (
+        tail(parts.text_states(batch.pixel_values, side), batch.starts, side) for side in (batch.chosen, batch.rejected)
+    )
+    return chosen, rejected
 
 
 def tail(rows: Tensor, starts: Tensor, tokens: Tokens, *, fill: int | None = None) -> Tensor:

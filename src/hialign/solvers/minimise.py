@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hialign.solvers.guards import complaints
-from hialign.solvers.oracle import Gradients, Group, Level, Solver, assign_groups, local_dot
+from hialign.solvers.oracle import Gradients, Group, Level, Solver, aligned_rate, assign_groups, local_dot
 
 Closure = Callable[[], Tensor]
 
@@ -115,12 +115,9 @@ class ClosureOracle:
 
     @property
     def rate(self) -> float:
-        # where the levels meet only in the inner loss's reading of outer parameters, none is shared
-        met: Group = "shared" if "shared" in self.groups.values() else "inner"
-        aligned = {id(self.parameters[name]) for name, group in self.groups.items() if group == met}
-        groups = zip(self.optimizer.param_groups, self.rates, strict=True)
-        rate = max(rate for group, rate in groups if aligned & {id(p) for p in group["params"]})
-        return float(rate * self.schedule((self.step + 0.5) / self.total_steps))
+        owned = (group["params"] for group in self.optimizer.param_groups)
+        largest = aligned_rate(self.parameters, self.groups, zip(owned, self.rates, strict=True))
+        return float(largest * self.schedule((self.step + 0.5) / self.total_steps))
 
     def shared_decay(self) -> float:
         shared = {id(self.parameters[name]) for name, group in self.groups.items() if group != "outer"}

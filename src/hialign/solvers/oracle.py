@@ -132,6 +132,18 @@ def local_dot(x: Gradients, y: Gradients) -> Tensor:
     return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64)
 
 
+def aligned_rate(
+    parameters: Mapping[str, Tensor], groups: Mapping[str, Group], rates: Iterable[tuple[Collection[Tensor], float]]
+) -> float:
+    """The largest learning rate of a shared parameter; of an inner one, where the levels meet in outer ones alone.
+
+    ``rates`` are the optimiser's groups of tensors, each with its rate.
+    """
+    met: Group = "shared" if "shared" in groups.values() else "inner"
+    aligned = {id(parameter) for name, parameter in parameters.items() if groups[name] == met}
+    return max(rate for tensors, rate in rates if aligned & {id(tensor) for tensor in tensors})
+
+
 def assign_groups(
     names: Iterable[str],
     reached: Mapping[Level, Collection[str]],

@@ -26,12 +26,12 @@ from hialign.tabletop.language import (
     POSITIVE_BIAS,
     TOPICS,
     alter,
-    any_question,
     caption,
     phrase,
     question,
 )
 from hialign.tabletop.model import EMBED, VISION
+from hialign.tabletop.records import some_questions
 from hialign.tabletop.render import render
 from hialign.tabletop.world import COLOURS, KINDS, PLACES, SIDE, SIZES, STATES, Scene, sample
 
@@ -280,10 +280,7 @@ def _described(scene: Scene, rng: np.random.Generator, words: PreTrainedTokenize
 
 def _answered(scene: Scene, rng: np.random.Generator, words: PreTrainedTokenizerBase) -> list[Segment]:
     """Up to six questions on an image, whose answers are to be predicted."""
-    number = int(rng.integers(1, 7))
-    first, *others = (any_question(scene, rng, positive_bias=POSITIVE_BIAS) for _ in range(number))
-    turns = [Turn(f"{IMAGE}\n{first.text}\n{SHORT_ANSWER}", first.answer)]
-    return chat([*turns, *(Turn(asked.text, asked.answer) for asked in others)], words)
+    return chat(some_questions(scene, rng, POSITIVE_BIAS), words)
 
 
 def _seen(scene: Scene, rng: np.random.Generator) -> Iterator[list[tuple[str, float]]]:

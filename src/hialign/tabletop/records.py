@@ -77,6 +77,14 @@ class Later(Sequence[E], Generic[E]):
         return repr(self.made)
 
 
+def some_questions(scene: Scene, rng: np.random.Generator, positive_bias: float) -> tuple[Turn, ...]:
+    """One to six questions on the scene's image, with their short answers."""
+    number = int(rng.integers(1, 7))
+    first, *others = (any_question(scene, rng, positive_bias=positive_bias) for _ in range(number))
+    turns = [Turn(f"{IMAGE}\n{first.text}\n{SHORT_ANSWER}", first.answer)]
+    return (*turns, *(Turn(asked.text, asked.answer) for asked in others))
+
+
 @dataclass(frozen=True)
 class World:
     """What decides the records of a split; their parts are its methods, so that worker processes get a small copy."""
@@ -148,10 +156,7 @@ class World:
         rng = scene.rng(_INSTRUCT)
         if rng.random() < self.captioned:
             return (Turn(f"{IMAGE}\n{DESCRIBE}", caption(scene, rng, paraphrase=self.paraphrase)),)
-        number = int(rng.integers(1, 7))
-        first, *others = (any_question(scene, rng, positive_bias=self.positive_bias) for _ in range(number))
-        turns = [Turn(f"{IMAGE}\n{first.text}\n{SHORT_ANSWER}", first.answer)]
-        return (*turns, *(Turn(asked.text, asked.answer) for asked in others))
+        return some_questions(scene, rng, self.positive_bias)
 
     def _preferred(self, index: int, part: str) -> tuple[Any, ...]:
         """The record's turns, or its answers; both come of the same draws."""

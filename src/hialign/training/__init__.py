@@ -5,7 +5,7 @@ from hialign.training.checkpoint import Checkpoint, latest, load_weights
 from hialign.training.logs import Logs, TensorBoard, Tracker, Wandb, write_json, write_status
 from hialign.training.loop import Preempted, Training
 from hialign.training.optim import SCHEDULES
-from hialign.training.oracle import PRECISIONS, NonFinite, TrainingOracle, probe_groups
+from hialign.training.oracle import PRECISIONS, NonFinite, TrainingOracle, probe
 from hialign.training.stage import LevelRun, Optimisation, Stage, Stream
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "Wandb",
     "latest",
     "load_weights",
-    "probe_groups",
+    "probe",
     "write_json",
     "write_status",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hialign import distributed
 from hialign.batch import Batch
 from hialign.objectives import Result
-from hialign.solvers import Gradients, Group, Level, assign_groups, axpy
+from hialign.solvers import Gradients, Group, Level, aligned_rate, assign_groups, axpy
 from hialign.training import sharded
 from hialign.training.cached import Cacheable, cached_backward
 from hialign.training.stage import LevelRun, Stage
@@ -67,10 +67,9 @@ class TrainingOracle:
     @property
     def rate(self) -> float:
         """The largest learning rate of a shared parameter at this step; of an inner one, where none is shared."""
-        met: Group = "shared" if "shared" in self.groups.values() else "inner"
-        aligned = {id(p) for name, p in self.parameters.items() if self.groups[name] == met}
-        rates = [g["base_lr"] for g in self.optimizer.param_groups if aligned & {id(p) for p in g["params"]}]
-        return float(max(rates) * self.schedule((self.step + 0.5) / self.total_steps))
+        rates = ((group["params"], group["base_lr"]) for group in self.optimizer.param_groups)
+        largest = aligned_rate(self.parameters, self.groups, rates)
+        return float(largest * self.schedule((self.step + 0.5) / self.total_steps))
 
     def grads(self, level: Level, *, at: Gradients | None = None, again: bool = False) -> Gradients:
         """The level's gradient over its next batch, or once more its last, its streams' means added up.
@@ -138,7 +137,7 @@ class TrainingOracle:
         else:
             results = []
             for batch in batches:
-                results.append(evaluate(self.root, self.levels[level], batch, self.precision, self.device))
+                results.append(self._read(objective, batch))
                 results[-1].loss_sum.backward()
         self.records += [record for batch in batches for record in batch.records]
         mean, weight = self._join(level, batches, results)
@@ -147,8 +146,7 @@ class TrainingOracle:
         return mean, gradient
 
     def _read(self, reader: Callable[[Any, Batch], Any], batch: Batch) -> Any:
-        with autocast(self.precision, self.device):
-            return self.root(reader, batch.to(self.device))
+        return read(self.root, reader, batch, self.precision, self.device)
 
     def loss(self, level: Level) -> float:
         """The level's loss at the present parameters, as last seen."""
@@ -274,11 +272,12 @@ class TrainingOracle:
         return row
 
 
-def evaluate(root: nn.Module, level: LevelRun, batch: Batch, precision: str, device: torch.device) -> Result:
-    """The level's objective on one micro-batch, through the root and under ``precision``."""
+def read(
+    root: nn.Module, reader: Callable[[Any, Batch], Any], batch: Batch, precision: str, device: torch.device
+) -> Any:
+    """What ``reader``, an objective for one, makes of the model and a micro-batch, under ``precision``."""
     with autocast(precision, device):
-        result: Result = root(level.objective, batch.to(device))
-    return result
+        return root(reader, batch.to(device))
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -286,11 +285,6 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     if precision not in PRECISIONS:
         raise ValueError(f"precision: got {precision!r}, wanted one of {', '.join(PRECISIONS)}")
     return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-def probe_groups(root: nn.Module, stage: Stage, precision: str, device: torch.device) -> dict[str, Group]:
-    """Each trainable parameter's group, as ``probe`` finds it."""
-    return probe(root, stage, precision, device)[0]
 
 
 def probe(
@@ -317,7 +311,7 @@ def _reached(
 ) -> set[str]:
     with torch.random.fork_rng(devices=_random_devices(device)):
         for stream in level.streams.values():
-            result = evaluate(root, level, stream.peek(), precision, device)
+            result: Result = read(root, level.objective, stream.peek(), precision, device)
             if result.loss_sum.requires_grad:
                 result.loss_sum.backward()
     flags = torch.tensor([p.grad is not None for p in trainable.values()], dtype=torch.int32, device=device)
