@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hialign.benchmarks.intervals import by_scene, wilson
 from hialign.data import LanguageCollator
 from hialign.evaluation import asking
 from hialign.evaluation import tabletop as benchmarks
@@ -18,7 +19,6 @@ from hialign.evaluation.captions import Captions
 from hialign.evaluation.figure import PANELS, draw, examples, figure
 from hialign.evaluation.subject import Subject
 from hialign.evaluation.tabletop import SEED, TabletopCaptions, TabletopPope, TabletopVqa, TabletopZeroShot, short
-from hialign.evaluation.uncertainty import by_scene, wilson
 from hialign.models import Model
 from hialign.tabletop import base
 from hialign.tabletop.asked import pope_questions, topic_questions

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hialign.batch import PairBatch
+from hialign.benchmarks.intervals import Interval, by_scene, wilson
 from hialign.data import CaptionedImage
 from hialign.data.collate import PairItem
 from hialign.data.vqa import SHORT_ANSWER
 from hialign.evaluation.asking import Query, ask
 from hialign.evaluation.report import HIGH, LOW
 from hialign.evaluation.subject import Subject
-from hialign.evaluation.uncertainty import Interval, by_scene, wilson
 from hialign.objectives import Parts
 from hialign.tabletop.asked import (
     ATTRIBUTES,

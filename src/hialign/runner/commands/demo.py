@@ -180,7 +180,7 @@ def _rows(run: Path, found: Numbers) -> dict[str, float | None]:
 
 def _flat(run: Path) -> dict[str, float | None]:
     """All scores of the run by ``benchmark/name``; its seconds of training are those of its steps."""
-    from hialign.evaluation.uncertainty import wilson
+    from hialign.benchmarks.intervals import wilson
 
     benchmarks = json.loads((run / "scores.json").read_text())
     flat = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hialign.evaluation.uncertainty import by_scene, wilson
+from hialign.benchmarks.intervals import by_scene, wilson
 
 
 def test_wilson_by_hand() -> None:

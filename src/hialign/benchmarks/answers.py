@@ -1,0 +1,163 @@
+"""Files of annotations and of answers: ours, and those that LLaVA, HALVA, CHiP, POPE and lmms-eval write."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Entry = Mapping[str, Any]
+IDS = ("id", "question_id")
+TEXTS = ("text", "answer", "response", "caption", "model_prediction", "prediction", "output")
+ASKED = ("question", "prompt", "query")
+
+
+def read_text(file: str | Path, wanted: str) -> str:
+    """The file's text; a ValueError that says what is ``wanted``, and where to get it, when it is missing."""
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; wanted {wanted}")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: byte {error.start} is not utf-8 ({error.reason}); convert the file") from error
+
+
+def read_json(file: str | Path, wanted: str) -> Any:
+    """The content of a json file, or the list of a file that holds several values, one a line or pretty-printed.
+
+    A ValueError says what is ``wanted`` when the file is missing, empty or broken.
+    """
+    text = read_text(file, wanted)
+    decoder, values, place = json.JSONDecoder(), [], 0
+    while place < len(text):
+        if text[place].isspace():
+            place += 1
+            continue
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except json.JSONDecodeError as error:
+            where = f"line {error.lineno} column {error.colno}"
+            raise ValueError(f"{file}: {where} is not json ({error.msg}); wanted {wanted}") from error
+        values.append(value)
+    if not values:
+        raise ValueError(f"{file}: the file is empty; wanted {wanted}")
+    return values[0] if len(values) == 1 and not str(file).endswith(".jsonl") else values
+
+
+def read_entries(file: str | Path, wanted: str) -> list[Entry]:
+    """The objects of a json list, of a jsonl, or of pretty-printed objects one behind the other."""
+    content = read_json(file, wanted)
+    if isinstance(content, list) and len(content) == 1 and isinstance(content[0], list):
+        content = content[0]  # a .jsonl that holds one list
+    entries = content if isinstance(content, list) else [content]
+    for number, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict):
+            raise ValueError(f"{file}: entry {number} is a {type(entry).__name__}, not an object; wanted {wanted}")
+    return entries
+
+
+def first(entry: Entry, names: Iterable[str]) -> Any:
+    """The value of the first of ``names`` that the entry has, or of the question that lmms-eval keeps as ``doc``."""
+    names = list(names)
+    doc = entry.get("doc")
+    for source in (entry, doc if isinstance(doc, dict) else {}):
+        for name in names:
+            if source.get(name) is not None:
+                return source[name]
+    return None
+
+
+def said(entry: Entry, place: str) -> str:
+    """The answer's text: one of ``TEXTS``, or what lmms-eval calls ``filtered_resps`` or ``resps``.
+
+    A ValueError when there is none; an empty text is an answer.
+    """
+    value: Any = next((entry[name] for name in ("filtered_resps", "resps") if name in entry), None)
+    while isinstance(value, list) and value:
+        value = value[0]
+    if value is None:
+        value = next((entry[name] for name in TEXTS if isinstance(entry.get(name), str)), None)
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: no text of an answer; wanted one of {', '.join(TEXTS)}, filtered_resps, resps")
+    return value
+
+
+def join(
+    entries: Sequence[Entry],
+    questions: Mapping[str, str],
+    *,
+    file: str | Path,
+    key: Callable[[Entry], str | None] = lambda entry: identity(entry),
+    text: Callable[[Entry, str], str] = said,
+) -> dict[str, str]:
+    """The answers by the ids of ``questions`` (id -> text, in the official order), which all have one.
+
+    ``key`` gives an entry's id, ``text`` its answer. Where no entry has an id they are joined by order, and then an
+    entry that repeats its question must repeat the right one. A ValueError names ids that come twice, that are missing
+    or that no question has.
+    """
+    keys = [key(entry) for entry in entries]
+    if all(found is None for found in keys):
+        return _by_order(entries, questions, file, text)
+    for number, found in enumerate(keys, start=1):
+        if found is None:
+            raise ValueError(f"{file}: entry {number} has no id while others have one; give all of them one, or none")
+    named = [str(found) for found in keys]
+    check_ids(named, questions, str(file))
+    places = dict(zip(named, range(len(named)), strict=True))
+    return {name: text(entries[places[name]], f"{file}: {name}") for name in questions}
+
+
+def identity(entry: Entry, names: Sequence[str] = IDS) -> str | None:
+    """What the entry calls itself, as a text; None when it has none of ``names``."""
+    found = first(entry, names)
+    return None if found is None else str(found)
+
+
+def check_ids(found: Iterable[str], wanted: Iterable[str], what: str) -> None:
+    """Nothing, or a ValueError that names ids of ``found`` that come twice, that no question has, or that lack."""
+    counted, known = Counter(iter(found)), dict.fromkeys(wanted)
+    problems = {
+        "answered twice": [name for name, times in counted.items() if times > 1],
+        "of no question": [name for name in counted if name not in known],
+        "not answered": [name for name in known if name not in counted],
+    }
+    told = [f"{len(names)} {problem}: {_some(names)}" for problem, names in problems.items() if names]
+    if told:
+        raise ValueError(
+            f"{what}: {'; '.join(told)}; wanted one answer to each of {len(known)} questions, joined by their ids"
+        )
+
+
+def _by_order(
+    entries: Sequence[Entry], questions: Mapping[str, str], file: str | Path, text: Callable[[Entry, str], str]
+) -> dict[str, str]:
+    if len(entries) != len(questions):
+        raise ValueError(
+            f"{file}: {len(entries)} answers without ids to {len(questions)} questions; wanted one to each in their "
+            "order, or ids"
+        )
+    for number, (entry, (name, asked)) in enumerate(zip(entries, questions.items(), strict=True), start=1):
+        repeated = first(entry, ASKED)
+        if (
+            isinstance(repeated, str)
+            and _plain(asked) not in _plain(repeated)
+            and _plain(repeated) not in _plain(asked)
+        ):
+            raise ValueError(
+                f"{file}: entry {number} answers {repeated!r}, and question {name} is {asked!r}; answers without ids "
+                "are joined by order: put them into that of the questions"
+            )
+    return {name: text(entry, f"{file}: {name}") for name, entry in zip(questions, entries, strict=True)}
+
+
+def _plain(text: str) -> str:
+    """The letters and digits alone; POPE's older files have "imange" for "image"."""
+    return "".join(filter(str.isalnum, text.lower().replace("<image>", ""))).replace("imange", "image")
+
+
+def _some(names: Sequence[str], number: int = 5) -> str:
+    return ", ".join(names[:number]) + (f", and {len(names) - number} more" if len(names) > number else "")
