@@ -18,6 +18,8 @@ from hialign.runner.settings import print_traceback
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("hialign.runner.commands.train:main", "train an experiment, one stage after another"),
     "evaluate": ("hialign.runner.commands.evaluate:main", "answer a benchmark with a run's model and score it"),
+    "score": ("hialign.runner.commands.score:main", "score answers that any system gave, from their file"),
+    "compare": ("hialign.runner.commands.compare:main", "tell whether one run is better than another"),
     "ask": ("hialign.runner.commands.ask:main", "ask a model one question about one image"),
     "export": ("hialign.runner.commands.export:main", "write a run's model for plain transformers or PEFT"),
     "data": ("hialign.runner.commands.data:main", "make data of data: hallucinated captions for HACL and HALVA"),
@@ -32,6 +34,8 @@ EXAMPLES = """\
   hialign train -m experiment=hierarchical data=flickr8k data.root=FOLDER solver=joint,alternating seed=0,1,2
   hialign train experiment=hierarchical data=flickr8k data.root=FOLDER --cfg job     show the config, train nothing
   hialign evaluate run=runs/hierarchical/NAME
+  hialign score benchmark=pope benchmark.pope.root=FOLDER answers=answers.jsonl
+  hialign compare runs/hierarchical/NAME runs/joint/NAME
   hialign ask run=runs/hierarchical/NAME image.jpg "What is on the table?"
   hialign export run=runs/hierarchical/NAME out=FOLDER
   hialign data hallucinate data=flickr8k data.root=FOLDER out=FOLDER sample=20

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from hialign.benchmarks.intervals import by_scene, wilson
+from hialign.benchmarks.intervals import bootstrap, by_scene, mcnemar, paired, wilson
+from hialign.benchmarks.scores import numbers, shares
 
 
 def test_wilson_by_hand() -> None:
@@ -68,3 +71,77 @@ def test_the_seed_decides_the_draws_and_no_scene_is_an_error() -> None:
     assert by_scene(counts, resamples=50, seed=1) != by_scene(counts, resamples=50)
     with pytest.raises(ValueError, match="by_scene: no scene"):
         by_scene([])
+
+
+def test_the_bootstrap_of_single_trials_is_about_wilson_s() -> None:
+    units = {str(i): {"x/hits": float(i < 60), "x/of": 1.0} for i in range(200)}
+    assert bootstrap(units, shares)["x"] == pytest.approx(wilson(0.3, 200), abs=0.012)
+
+
+def test_a_count_that_a_unit_lacks_is_none() -> None:
+    """Of ten units one alone has anything to count: every draw that has it finds one of two."""
+    units: dict[str, dict[str, float]] = {str(i): {} for i in range(9)} | {"9": {"x/hits": 1.0, "x/of": 2.0}}
+    assert numbers(units, shares) == {"x": 0.5}
+    assert bootstrap(units, shares)["x"][1] == 0.5
+
+
+def test_answers_that_hang_together_are_not_told_apart_better_by_being_many() -> None:
+    alone = {str(i): {"x/hits": float(i < 60), "x/of": 1.0} for i in range(200)}
+    tenfold = {name: {key: 10 * value for key, value in unit.items()} for name, unit in alone.items()}
+    assert bootstrap(tenfold, shares) == bootstrap(alone, shares)
+
+
+def test_a_difference_of_pairs_is_seen_where_the_intervals_of_both_overlap() -> None:
+    """B fails where A does and on 8 more of 200: each interval is .06 wide to both sides, that of A - B less."""
+    a = {str(i): {"x/hits": float(i < 110), "x/of": 1.0} for i in range(200)}
+    b = {str(i): {"x/hits": float(i < 102), "x/of": 1.0} for i in range(200)}
+    assert bootstrap(a, shares)["x"][0] < 0.51 < 0.55 < bootstrap(b, shares)["x"][1]
+    found = paired(a, b, shares, resamples=2000)["x"]
+    assert (found.a, found.b, found.difference) == pytest.approx((0.55, 0.51, 0.04))
+    assert 0 < found.low < 0.04 < found.high
+    assert found.p < 0.01
+    back = paired(b, a, shares, resamples=2000)["x"]
+    assert (back.low, back.high, back.p) == (-found.high, -found.low, found.p)
+
+
+def test_the_order_of_units_does_not_matter_to_a_pair() -> None:
+    a = {str(i): {"x/hits": float(i % 3 == 0), "x/of": 1.0} for i in range(60)}
+    b = {str(i): {"x/hits": float(i % 4 == 0), "x/of": 1.0} for i in range(60)}
+    assert paired(a, dict(reversed(b.items())), shares, resamples=200) == paired(a, b, shares, resamples=200)
+
+
+def test_equals_do_not_differ() -> None:
+    a = {str(i): {"x/hits": float(i % 3 == 0), "x/of": 1.0} for i in range(60)}
+    found = paired(a, a, shares, resamples=200)["x"]
+    assert (found.difference, found.low, found.high, found.p) == (0, 0, 0, 1)
+
+
+@pytest.mark.parametrize(("first", "second", "p"), [(0, 5, 2 / 32), (1, 4, 12 / 32), (3, 3, 1.0), (0, 0, 1.0)])
+def test_mcnemar_by_hand(first: int, second: int, p: float) -> None:
+    """The binomial tail of the questions that one alone answered: of 5, 2 * (1/32), and 2 * (1 + 5)/32."""
+    outcomes = [(True, False)] * first + [(False, True)] * second + [(True, True)] * 7
+    a, b = ({str(i): pair[side] for i, pair in enumerate(outcomes)} for side in (0, 1))
+    found = mcnemar(a, b)
+    assert (found.a_alone, found.b_alone) == (first, second)
+    assert found.p == pytest.approx(p)
+
+
+def test_mcnemar_of_many_stays_a_probability() -> None:
+    """500 against 600 of 20,000: the normal distribution with continuity gives 2 Phi(-(100 - 1) / sqrt(1100))."""
+    a = {str(i): i < 500 or i >= 1100 for i in range(20_000)}
+    b = {str(i): i >= 500 for i in range(20_000)}
+    normal = math.erfc(99 / math.sqrt(1100) / math.sqrt(2))
+    assert mcnemar(a, b).p == pytest.approx(normal, rel=0.03)
+
+
+def test_different_questions_are_not_compared() -> None:
+    a, b = {"1": {"x/of": 1.0}}, {"2": {"x/of": 1.0}}
+    with pytest.raises(ValueError, match="paired: 2 units are in one of the two alone, such as 1"):
+        paired(a, b, shares)
+    with pytest.raises(ValueError, match="mcnemar: 2 questions are of one of the two alone, such as 1"):
+        mcnemar({"1": True}, {"2": True})
+
+
+def test_nothing_is_not_drawn_from() -> None:
+    with pytest.raises(ValueError, match="got 0 units and 2000 resamples"):
+        bootstrap({}, shares)

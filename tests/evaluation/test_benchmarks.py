@@ -28,6 +28,7 @@ from hialign.data import (
 )
 from hialign.data.collate import PairItem
 from hialign.evaluation import captions as captions_module
+from hialign.evaluation.asking import Query, ask
 from hialign.evaluation.captions import Captions
 from hialign.evaluation.retrieval import Retrieval
 from hialign.evaluation.subject import Subject
@@ -309,3 +310,26 @@ def test_images_that_are_all_broken_are_an_error_that_says_so(
 def test_retrieval_refuses_an_unknown_pair_before_it_begins() -> None:
     with pytest.raises(ValueError, match="ears"):
         Retrieval(["ears"])
+
+
+def test_a_question_without_an_image_is_answered_beside_those_with_one(
+    make_subject: Callable[..., Subject], model: Model
+) -> None:
+    """Alone and in any company the same: rows with and without images never share a batch."""
+    seen = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    queries = [
+        Query("1", lambda: seen, "what is it?"),
+        Query("2", None, "what is it?"),
+        Query("3", lambda: -seen, "what is it?"),
+        Query("4", None, "is it?"),
+    ]
+    subject = make_subject(model, lambda: pytest.fail("no held-out data"), batch_size=4, template="v1")
+    together = ask(subject, "all", queries, max_new_tokens=5, made_by={})
+    alone = {query.id: ask(subject, query.id, [query], max_new_tokens=5, made_by={})[query.id] for query in queries}
+    assert together == alone
+    assert list(together) == ["1", "2", "3", "4"]
+
+
+def test_neither_an_image_nor_a_question_is_nothing_to_answer(subject: Subject) -> None:
+    with pytest.raises(ValueError, match="neither an image nor a question"):
+        subject.language.prompt(1, None, image=False)

@@ -45,7 +45,7 @@ def test_a_model_that_diverged_has_a_table(value: float) -> None:
 
 def test_an_interval_stands_behind_its_number_and_has_no_line() -> None:
     scores = {"b": {"test/recall": 0.5, "test/recall/low": 0.4321, "test/recall/high": 0.6, "high": 3.0}}
-    assert table(scores).splitlines() == ["b", "  test/recall  0.5000 [0.43, 0.60]", "  high         3"]
+    assert table(scores).splitlines() == ["b", "  test/recall  0.5000 [0.432, 0.600]", "  high         3"]
 
 
 def test_a_setting_that_is_null_is_written_so() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from hialign.benchmarks.intervals import by_scene, wilson
+from hialign.benchmarks.scores import numbers as counted_numbers
 from hialign.data import LanguageCollator
 from hialign.evaluation import asking
 from hialign.evaluation import tabletop as benchmarks
@@ -109,14 +110,14 @@ def asked_of(scene: Scene, prompt: str) -> str:
 
 def test_each_caption_is_counted_against_the_scene_on_the_picture(subject: Subject, seeing: Seeing) -> None:
     seeing(said_of)
-    scores = TabletopCaptions(size=12)(subject)
+    scores = TabletopCaptions(size=12)(subject).numbers
     for split in ("test", "counterfactual"):
         assert (scores[f"{split}/chair_i"], scores[f"{split}/recall"], scores[f"{split}/place_recall"]) == (0, 1, 1)
 
 
 def test_each_question_is_asked_of_the_picture_that_it_is_about(subject: Subject, seeing: Seeing) -> None:
     seeing(asked_of)
-    pope, vqa = TabletopPope(size=12)(subject), TabletopVqa(size=12)(subject)
+    pope, vqa = TabletopPope(size=12)(subject).numbers, TabletopVqa(size=12)(subject).numbers
     for split in ("test", "counterfactual"):
         assert [pope[f"{split}/{way}/accuracy"] for way in ("random", "popular", "adversarial")] == [1, 1, 1]
         assert vqa[f"{split}/all"] == 1
@@ -129,13 +130,13 @@ def test_pictures_of_the_wrong_scenes_would_be_found(
     seeing(said_of if benchmark is TabletopCaptions else asked_of)
     right = benchmarks._pixels
     monkeypatch.setattr(benchmarks, "_pixels", lambda subject, world, index: right(subject, world, (index + 1) % 12))
-    scores = benchmark(size=12)(subject)
+    scores = benchmark(size=12)(subject).numbers
     name = {TabletopCaptions: "recall", TabletopPope: "random/accuracy", TabletopVqa: "all"}[benchmark]
     assert scores[f"test/{name}"] < 0.9
 
 
 def test_pope_asks_every_question_once_in_the_words_of_training(subject: Subject, oracle: list[int]) -> None:
-    scores = TabletopPope(size=5)(subject)
+    scores = TabletopPope(size=5)(subject).numbers
     wanted = [one for split in ("test", "counterfactual") for one in pope_questions(split, scenes(split, 5))]
     written = rows(subject, "tabletop_pope")
     assert {row["id"]: row["question"] for row in written} == {one.id: short(one) for one in wanted}
@@ -145,17 +146,33 @@ def test_pope_asks_every_question_once_in_the_words_of_training(subject: Subject
 
 
 def test_vqa_counts_by_topic(subject: Subject, oracle: list[int]) -> None:
-    scores = TabletopVqa(splits=["val"], size=30)(subject)
+    scores = TabletopVqa(splits=["val"], size=30)(subject).numbers
     asked = [one for one in topic_questions("val", scenes("val", 30)) if "val/colour" in one.groups]
     assert scores["val/colour"] == pytest.approx(sum(one.answer == "red" for one in asked) / len(asked))
     assert 0 < scores["val/existence"] < 1
     assert scores["val/place"] == 0.0
 
 
+@pytest.mark.parametrize("benchmark", [TabletopCaptions, TabletopPope, TabletopVqa])
+def test_the_counts_by_scene_make_the_scores(
+    subject: Subject, seeing: Seeing, monkeypatch: pytest.MonkeyPatch, benchmark: Any
+) -> None:
+    """Every other picture is of another scene, so that no share is 0 or 1 throughout."""
+    seeing(said_of if benchmark is TabletopCaptions else asked_of)
+    right = benchmarks._pixels
+    monkeypatch.setattr(benchmarks, "_pixels", lambda subject, world, index: right(subject, world, index // 2 * 2))
+    scores = benchmark(size=12)(subject)
+    assert len(scores.units) == 24
+    counted = counted_numbers(scores.units, scores.statistic)
+    assert len([value for value in counted.values() if 0 < value < 1]) > 0
+    for name, value in counted.items():
+        assert value == pytest.approx(scores.numbers[name], abs=1e-12), name
+
+
 def test_answers_are_asked_for_once(subject: Subject, oracle: list[int]) -> None:
-    first = TabletopPope(size=3)(subject)
+    first = TabletopPope(size=3)(subject).numbers
     number = sum(oracle)
-    assert TabletopPope(size=3)(subject) == first
+    assert TabletopPope(size=3)(subject).numbers == first
     assert sum(oracle) == number
     TabletopPope(size=3, noise=0.1)(subject)  # other pictures
     assert sum(oracle) == 2 * number
@@ -173,7 +190,7 @@ def test_captions_of_the_truth_make_nothing_up(
 ) -> None:
     truth = iter([describe(sample(split, i, seed=SEED), Style()) for split in ("val", "test") for i in range(4)])
     monkeypatch.setattr(asking, "generate", lambda model, pixels, prompt, **_: [next(truth) for _ in pixels])
-    scores = TabletopCaptions(splits=["val", "test"], size=4, samples=1)(subject)
+    scores = TabletopCaptions(splits=["val", "test"], size=4, samples=1)(subject).numbers
     assert (scores["val/chair_i"], scores["test/recall"], scores["test/place_recall"]) == (0.0, 1.0, 1.0)
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["tabletop_captions", "val", "test"]
 
@@ -234,7 +251,7 @@ def test_pictures_and_scenes_follow_the_run_s_data(
     subject: Subject, oracle: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained = replace(subject, world={"noise": 0.25, "cooccurrence": 0.0})
-    scores = TabletopPope(size=20)(trained)
+    scores = TabletopPope(size=20)(trained).numbers
     assert (scores["noise"], scores["cooccurrence"]) == (0.25, 0.0)
     assert "tabletop_pope: noise 0.25 (the run's), cooccurrence 0.0 (the run's)" in capsys.readouterr().out
     alone = [sample("test", index, seed=SEED, cooccurrence=0.0) for index in range(20)]
@@ -249,7 +266,7 @@ def test_settings_of_their_own_come_before_the_run_s(
     subject: Subject, oracle: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     trained = replace(subject, world={"noise": 0.25, "cooccurrence": 0.0})
-    scores = TabletopVqa(size=2, noise=0.75, cooccurrence=None)(trained)
+    scores = TabletopVqa(size=2, noise=0.75, cooccurrence=None)(trained).numbers
     assert (scores["noise"], scores["cooccurrence"]) == (0.75, None)
     assert "noise 0.75 (as set), cooccurrence None (as set)" in capsys.readouterr().out
 
@@ -257,7 +274,7 @@ def test_settings_of_their_own_come_before_the_run_s(
 def test_a_model_trained_on_other_data_is_shown_the_world_s_own_and_that_is_said(
     subject: Subject, oracle: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scores = TabletopVqa(size=2)(subject)
+    scores = TabletopVqa(size=2)(subject).numbers
     assert (scores["noise"], scores["cooccurrence"]) == (0.5, 0.95)
     assert "noise 0.5 (the world's own: the run's data have none)" in capsys.readouterr().out
 
@@ -293,7 +310,7 @@ def test_zero_shot_shows_the_run_s_noise_and_reads_some_at_a_time(
 
 def test_scores_have_the_ends_of_their_intervals(subject: Subject, oracle: list[int]) -> None:
     """Every caption is "red": nothing is mentioned, and nothing found."""
-    scores = TabletopCaptions(size=6, splits=["test"])(subject)
+    scores = TabletopCaptions(size=6, splits=["test"])(subject).numbers
     answers = {row["id"]: row["answer"] for row in rows(subject, "tabletop_captions")}
     counts = [chair_counts(answers[f"test-{i:07d}"], scene) for i, scene in enumerate(scenes("test", 6))]
     for name in ("chair_s", "recall"):

@@ -11,7 +11,8 @@ import time
 
 import pytest
 
-from hialign.training import Logs, TensorBoard, Wandb, write_json, write_status
+from hialign.files import write_json
+from hialign.training import Logs, TensorBoard, Wandb, write_status
 from hialign.training.logs import drop_rows_after
 
 BLOCK = 32768  # bytes of a block in a .wandb file

@@ -78,8 +78,10 @@ def bootstrap(units: Units, statistic: Statistic, *, resamples: int = 2000, seed
 
 @dataclass(frozen=True)
 class Difference:
-    """``a`` minus ``b`` with its 95 % interval, and the two-sided p of no difference."""
+    """``a``, ``b`` and ``a`` minus ``b`` with its 95 % interval, and the two-sided p of no difference."""
 
+    a: float
+    b: float
     difference: float
     low: float
     high: float
@@ -116,7 +118,8 @@ def paired(
         low, high = _percentiles(differences)
         beyond = min((differences <= 0).sum(), (differences >= 0).sum())
         p = min(1.0, 2 * (float(beyond) + 1) / (resamples + 1))
-        found[name] = Difference(float(whole[0][name] - whole[1][name]), low, high, p)
+        first, second = (float(one[name]) for one in whole)
+        found[name] = Difference(first, second, first - second, low, high, p)
     return {name: found[name] for name in drawn[0] if name in found}
 
 

@@ -97,8 +97,9 @@ class Pope:
         files: what their names begin with, such as ``coco_pope``.
         categories: which are asked.
         images: the folder of the images.
-        suffix: what is put behind each question; ``SHORT`` is LLaVA's.
+        suffix: what is put behind each question; LLaVA's evaluation asks for a single word or phrase.
         llava_questions: LLaVA's question file, which answers in its format need: their ids run over all categories.
+        max_new_tokens: of an answer, where a model is asked; LLaVA's evaluation has 128.
 
     Source: Li et al. 2023, arXiv:2305.10355; code RUCAIBox/POPE@3df3ba1; haotian-liu/LLaVA@c121f04, eval_pope.py.
     Differs: nothing in the official numbers but the shares of nothing, which are 0 and flagged.
@@ -110,6 +111,7 @@ class Pope:
     images: str = ""
     suffix: str = ""
     llava_questions: str | None = None
+    max_new_tokens: int = 128
 
     @cached_property
     def entries(self) -> dict[str, Entry]:

@@ -40,7 +40,7 @@ class Scores:
         rows: what is written down of each question or image, for people to read.
     """
 
-    numbers: Mapping[str, float]
+    numbers: Mapping[str, float | None]
     units: Mapping[str, Mapping[str, float]]
     statistic: Statistic
     correct: Mapping[str, bool] = field(default_factory=dict)
@@ -70,6 +70,12 @@ def share(part: Any, whole: Any) -> np.ndarray:
     part, whole = np.broadcast_arrays(part, whole)
     found: np.ndarray = np.divide(part, whole, out=np.zeros(part.shape), where=whole != 0)
     return found
+
+
+def shares(sums: Columns) -> dict[str, np.ndarray]:
+    """For each pair of counts ``name/hits`` and ``name/of`` their share, under the name."""
+    names = dict.fromkeys(name.rsplit("/", 1)[0] for name in sums)
+    return {name: share(sums.get(f"{name}/hits", 0.0), sums[f"{name}/of"]) for name in names}
 
 
 def total(units: Mapping[str, Mapping[str, float]]) -> dict[str, np.ndarray]:

@@ -161,11 +161,14 @@ class LanguageCollator:
             text=pad([item.ids for item in items], [item.labels for item in items], self.tokenizer.pad_token_id),
         )
 
-    def prompt(self, rows: int = 1, question: str | None = None) -> Tokens:
+    def prompt(self, rows: int = 1, question: str | None = None, *, image: bool = True) -> Tokens:
         """What a row holds before its answer, ``rows`` times, (rows, length): generation starts where training did.
 
-        The image stands alone or before a ``question``, which only a dialogue's template has room for.
+        The image stands alone or before a ``question``, which only a dialogue's template has room for. Without
+        ``image`` the question stands alone.
         """
+        if question is None and not image:
+            raise ValueError("prompt: neither an image nor a question; wanted one of them at least")
         if question is not None and not self.asks:
             raise ValueError(
                 f"template={self.template!r} shows the image alone, and {question!r} is to be asked beside it; ask a "
@@ -174,7 +177,9 @@ class LanguageCollator:
         if self.template == "plain_eos":
             ids = [*_bos(self.tokenizer), self.image_token_id]
         else:
-            segments = self._segments((Turn(IMAGE if question is None else f"{IMAGE}\n{question}", "."),))
+            segments = self._segments(
+                (Turn("\n".join(([IMAGE] if image else []) + ([] if question is None else [question])), "."),)
+            )
             ids, _, _ = self._tokens(takewhile(lambda segment: not segment.supervised, segments))
         return pad([self._expand(ids, ids)] * rows, None, self.tokenizer.pad_token_id)
 

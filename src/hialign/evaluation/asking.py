@@ -18,10 +18,13 @@ from hialign.models import generate
 
 @dataclass(frozen=True)
 class Query:
-    """A question about an image, or None for the image alone. ``pixels`` loads the image, (3, height, width)."""
+    """A question about an image, or None for the image alone.
+
+    ``pixels`` loads the image, (3, height, width); None where the question stands alone.
+    """
 
     id: str
-    pixels: Callable[[], Tensor]
+    pixels: Callable[[], Tensor] | None
     question: str | None
 
 
@@ -39,7 +42,7 @@ def ask(
             new = [query for query in queries if not _answered(query, file.answers)]
             bar.update(len(queries) - len(new))
             for batch, prompt in _batches(subject, new):
-                images = torch.stack([query.pixels() for query in batch]).to(subject.device)
+                images = _images(batch, subject.device)
                 with subject.autocast():
                     texts = generate(subject.model, images, prompt.to(subject.device), max_new_tokens=max_new_tokens)
                 for query, text in zip(batch, texts, strict=True):
@@ -52,19 +55,26 @@ def _answered(query: Query, answers: Mapping[str, Mapping[str, Any]]) -> bool:
     return query.id in answers and answers[query.id]["question"] == query.question
 
 
+def _images(batch: Sequence[Query], device: torch.device) -> Tensor | None:
+    """The images of a batch that all have one, or None of one where none has."""
+    loaded = [query.pixels() for query in batch if query.pixels is not None]
+    return torch.stack(loaded).to(device) if loaded else None
+
+
 def _batches(subject: Subject, queries: Sequence[Query]) -> list[tuple[list[Query], Tokens]]:
-    """The queries in batches of prompts that are equally long, and the prompts."""
-    prompts: dict[str | None, Tokens] = {}
-    by_length: dict[int, list[Query]] = {}
+    """The queries in batches of prompts that are equally long, with images or without, and the prompts."""
+    prompts: dict[tuple[str | None, bool], Tokens] = {}
+    alike: dict[tuple[int, bool], list[Query]] = {}
     for query in queries:
-        if query.question not in prompts:
-            prompts[query.question] = subject.language.prompt(1, query.question)
-        by_length.setdefault(prompts[query.question].ids.shape[1], []).append(query)
+        form = query.question, query.pixels is not None
+        if form not in prompts:
+            prompts[form] = subject.language.prompt(1, query.question, image=form[1])
+        alike.setdefault((prompts[form].ids.shape[1], form[1]), []).append(query)
     batches = []
-    for alike in by_length.values():
-        for start in range(0, len(alike), subject.batch_size):
-            batch = alike[start : start + subject.batch_size]
-            rows = [prompts[query.question] for query in batch]
+    for (_, image), members in alike.items():
+        for start in range(0, len(members), subject.batch_size):
+            batch = members[start : start + subject.batch_size]
+            rows = [prompts[query.question, image] for query in batch]
             prompt = Tokens(
                 ids=torch.cat([row.ids for row in rows]),
                 mask=torch.cat([row.mask for row in rows]),

@@ -18,7 +18,9 @@ def table(scores: Scores) -> str:
     lines = []
     for benchmark, numbers in scores.items():
         lines.append(benchmark)
-        lines += [f"  {name:<{width}}  {_text(numbers[name])}{_interval(numbers, name)}" for name in _names(numbers)]
+        lines += [
+            f"  {name:<{width}}  {_text(numbers[name])}{_interval(numbers, name, digits=3)}" for name in _names(numbers)
+        ]
     return "\n".join(lines)
 
 
@@ -42,6 +44,18 @@ def side_by_side(columns: Mapping[str, Numbers], rows: Mapping[str, str]) -> str
     return "\n".join([lines[0], rule, *lines[1:], *why])
 
 
+def row(system: str, numbers: Numbers) -> str:
+    """A markdown table of one line: the system and its numbers by the official rules, intervals behind them."""
+    names = [name for name in _names(numbers) if not name.endswith("_strict")]
+    cells = [f"{_text(numbers[name])}{_interval(numbers, name, digits=3)}" for name in names]
+    return (
+        "\n".join(
+            f"| {' | '.join(line)} |" for line in (["", *names], ["---", *["---:"] * len(names)], [system, *cells])
+        )
+        + "\n"
+    )
+
+
 def _cell(column: str, numbers: Numbers, key: str) -> str:
     if key not in numbers:
         raise ValueError(f"{column}: there is no score {key}; it has {', '.join(numbers) or 'none'}")
@@ -51,9 +65,9 @@ def _cell(column: str, numbers: Numbers, key: str) -> str:
     return f"{value:.{0 if abs(value) >= 10 else 3}f}{_interval(numbers, key)}"
 
 
-def _interval(numbers: Mapping[str, Any], name: str) -> str:
+def _interval(numbers: Mapping[str, Any], name: str, *, digits: int = 2) -> str:
     low, high = numbers.get(f"{name}{LOW}"), numbers.get(f"{name}{HIGH}")
-    return "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+    return "" if low is None or high is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
 
 
 def _names(numbers: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hialign.batch import PairBatch
+from hialign.benchmarks import pope
 from hialign.benchmarks.intervals import Interval, by_scene, wilson
+from hialign.benchmarks.scores import Scores, shares
 from hialign.data import CaptionedImage
 from hialign.data.collate import PairItem
 from hialign.data.vqa import SHORT_ANSWER
@@ -25,19 +27,23 @@ from hialign.tabletop.asked import (
     ATTRIBUTES,
     Asked,
     descriptions,
+    is_right,
     lone_scenes,
     pope_questions,
     pope_scores,
+    pope_statistic,
+    pope_units,
     prompts,
     topic_questions,
     topic_scores,
+    topic_units,
 )
 from hialign.tabletop.chair import attribute_counts, attributes, chair, chair_counts
 from hialign.tabletop.language import DESCRIBE, mark
 from hialign.tabletop.records import Drawn, World
 from hialign.tabletop.render import NOISE
 from hialign.tabletop.scores import zero_shot
-from hialign.tabletop.world import APART, COOCCURRENCE, KINDS, Scene
+from hialign.tabletop.world import APART, COOCCURRENCE, KINDS, Scene, scene_id
 
 SEED = 1  # the scenes of seed 0 were looked at while the world was made
 RUN = "run"  # a setting that follows the data which the model was trained on
@@ -152,7 +158,7 @@ class TabletopCaptions(Shown):
         super().__post_init__()
         at_least("samples", self.samples, 0, "captions to print of each split")
 
-    def __call__(self, subject: Subject) -> Numbers:
+    def __call__(self, subject: Subject) -> Scores:
         """The scores as ``split/number``, with the ends of their 95 % intervals over scenes.
 
         Prints some captions of each split, with what is not there in asterisks.
@@ -162,12 +168,25 @@ class TabletopCaptions(Shown):
         question = self.question if subject.language.asks else None
         answers = self.ask(subject, "tabletop_captions", asked, lambda _: question, settings)
         scenes, scores = self.scenes(settings), dict(settings)
+        units: dict[str, dict[str, float]] = {}
         for split in self.splits:
             pairs = [(answers[one.id], scenes[split][one.index]) for one in asked if one.split == split]
             for text, scene in pairs[: self.samples]:
                 print(f"{split}: {mark(text, set(KINDS) - scene.kinds)}")
             scores |= {f"{split}/{name}": value for name, value in caption_numbers(pairs).items()}
-        return scores
+            units |= caption_units(split, pairs)
+        return Scores(numbers=scores, units=units, statistic=shares)
+
+
+def caption_units(split: str, pairs: Sequence[tuple[str, Scene]]) -> dict[str, dict[str, float]]:
+    """The counts of ``caption_numbers`` by scene, as ``shares`` takes them."""
+    units: dict[str, dict[str, float]] = {}
+    for index, (text, scene) in enumerate(pairs):
+        counts = chair_counts(text, scene) | attribute_counts(text, scene)
+        unit = units[scene_id(split, index)] = {}
+        for name, (hits, number) in counts.items():
+            unit[f"{split}/{name}/hits"], unit[f"{split}/{name}/of"] = hits, number
+    return units
 
 
 def caption_numbers(pairs: Sequence[tuple[str, Scene]]) -> dict[str, float]:
@@ -191,22 +210,34 @@ def with_ends(numbers: Mapping[str, float], intervals: Mapping[str, Interval]) -
 class TabletopPope(Shown):
     """POPE's numbers for each split and each way of choosing what is not there, by ``asked.pope_questions``."""
 
-    def __call__(self, subject: Subject) -> Numbers:
+    def __call__(self, subject: Subject) -> Scores:
         """The scores as ``split/way/number``."""
         settings = self.settings(subject, "tabletop_pope")
         asked = [one for split, scenes in self.scenes(settings).items() for one in pope_questions(split, scenes)]
-        return {**settings, **pope_scores(asked, self.ask(subject, "tabletop_pope", asked, short, settings))}
+        answers = self.ask(subject, "tabletop_pope", asked, short, settings)
+        return Scores(
+            numbers={**settings, **pope_scores(asked, answers)},
+            units=pope_units(asked, answers),
+            statistic=pope_statistic,
+            correct={one.id: pope.says_yes(answers[one.id]) == (one.answer == "yes") for one in asked},
+        )
 
 
 @dataclass(frozen=True)
 class TabletopVqa(Shown):
     """The share of right short answers by topic, by ``asked.topic_questions``."""
 
-    def __call__(self, subject: Subject) -> Numbers:
+    def __call__(self, subject: Subject) -> Scores:
         """The scores as ``split/topic``, beside each what the most frequent answer would get."""
         settings = self.settings(subject, "tabletop_vqa")
         asked = [one for split, scenes in self.scenes(settings).items() for one in topic_questions(split, scenes)]
-        return {**settings, **topic_scores(asked, self.ask(subject, "tabletop_vqa", asked, short, settings))}
+        answers = self.ask(subject, "tabletop_vqa", asked, short, settings)
+        return Scores(
+            numbers={**settings, **topic_scores(asked, answers)},
+            units=topic_units(asked, answers),
+            statistic=shares,
+            correct={one.id: is_right(one, answers[one.id]) for one in asked},
+        )
 
 
 def short(asked: Asked) -> str:

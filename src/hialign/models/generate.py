@@ -24,10 +24,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         module.train(before)
 
 
-def generate(model: Model, pixel_values: Tensor, prompt: Tokens, *, max_new_tokens: int) -> list[str]:
+def generate(model: Model, pixel_values: Tensor | None, prompt: Tokens, *, max_new_tokens: int) -> list[str]:
     """What the model says after each row of ``prompt``, greedily, until its end token or ``max_new_tokens``.
 
-    ``pixel_values`` is (batch, 3, height, width), one image a row; the rows of ``prompt`` are equally long.
+    ``pixel_values`` is (batch, 3, height, width), one image a row, or None for rows without images; the rows of
+    ``prompt`` are equally long.
     """
     if not bool(prompt.mask.all()):
         raise ValueError("generate: the prompts differ in length; wanted rows without padding")
@@ -36,7 +37,7 @@ def generate(model: Model, pixel_values: Tensor, prompt: Tokens, *, max_new_toke
         ids = llava.generate(
             input_ids=prompt.ids,
             attention_mask=prompt.mask,
-            pixel_values=pixel_values,
+            **({} if pixel_values is None else {"pixel_values": pixel_values}),
             max_new_tokens=max_new_tokens,
             do_sample=False,
         )

@@ -119,6 +119,9 @@ class EvaluateConfig:
     device: str = "auto"
     precision: str = "fp32"
     dtype: str = "fp32"  # of the weights; bf16 needs precision=bf16
+    max_new_tokens: int | None = None  # of answers to a published benchmark; null: its own
+    resamples: int = 2000  # for their intervals
+    seed: int = 0  # of the resampling
     allow: list[str] = field(default_factory=list)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hialign.benchmarks import pope
+from hialign.benchmarks.scores import Columns
 from hialign.tabletop.language import DESCRIBE, TOPICS, existence_question, phrase, plain, question
 from hialign.tabletop.world import COLOURS, KINDS, PARTNER, PLACES, Scene, Thing, scene_id
 
@@ -95,6 +96,26 @@ def pope_scores(asked: Sequence[Asked], answers: Mapping[str, str]) -> dict[str,
     return scores
 
 
+def pope_units(asked: Sequence[Asked], answers: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """What each scene adds to ``pope_statistic``'s counts, by scene."""
+    units: dict[str, dict[str, float]] = {}
+    for one in asked:
+        unit = units.setdefault(scene_id(one.split, one.index), {})
+        cell = pope.cell(pope.says_yes(answers[one.id]), one.answer == "yes")
+        for group in one.groups:
+            unit[f"{group}/{cell}"] = unit.get(f"{group}/{cell}", 0) + 1
+    return units
+
+
+def pope_statistic(sums: Columns) -> dict[str, np.ndarray]:
+    """``pope.yes_numbers`` of each split and way, from counts of ``pope_units``."""
+    found: dict[str, np.ndarray] = {}
+    for group in dict.fromkeys(name.rsplit("/", 1)[0] for name in sums):
+        numbers = pope.yes_numbers(*(sums.get(f"{group}/{cell}", 0.0) for cell in pope.CELLS))
+        found |= {f"{group}/{name}": value for name, value in numbers.items()}
+    return found
+
+
 def topic_questions(split: str, scenes: Sequence[Scene]) -> list[Asked]:
     """One question of each topic on each scene that has something to ask.
 
@@ -119,13 +140,29 @@ def topic_scores(asked: Sequence[Asked], answers: Mapping[str, str]) -> dict[str
     for ``split/all`` the most frequent answer to each topic.
     """
     groups = sorted(dict.fromkeys(group for one in asked for group in one.groups), key=_place)
-    right = {one.id: plain(answers[one.id]).removesuffix(".").rstrip() == one.answer for one in asked}
+    right = {one.id: is_right(one, answers[one.id]) for one in asked}
     scores: dict[str, float] = {}
     for group in groups:
         members = [one for one in asked if group in one.groups]
         scores[group] = sum(right[one.id] for one in members) / len(members)
         scores[f"{group}/most_frequent"] = _guessed(members) / len(members)
     return scores
+
+
+def is_right(one: Asked, answer: str) -> bool:
+    """Whether the answer is the truth, but for case, blanks and a full stop."""
+    return plain(answer).removesuffix(".").rstrip() == one.answer
+
+
+def topic_units(asked: Sequence[Asked], answers: Mapping[str, str]) -> dict[str, dict[str, float]]:
+    """How many questions of each topic were answered rightly, of how many, by scene, as ``shares`` takes them."""
+    units: dict[str, dict[str, float]] = {}
+    for one in asked:
+        unit = units.setdefault(scene_id(one.split, one.index), {})
+        for group in one.groups:
+            unit[f"{group}/hits"] = unit.get(f"{group}/hits", 0) + is_right(one, answers[one.id])
+            unit[f"{group}/of"] = unit.get(f"{group}/of", 0) + 1
+    return units
 
 
 def _guessed(asked: Sequence[Asked]) -> int:

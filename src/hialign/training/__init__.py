@@ -2,7 +2,7 @@
 
 from hialign.training.cached import Cacheable
 from hialign.training.checkpoint import Checkpoint, latest, load_weights
-from hialign.training.logs import Logs, TensorBoard, Tracker, Wandb, write_json, write_status
+from hialign.training.logs import Logs, TensorBoard, Tracker, Wandb, write_status
 from hialign.training.loop import Preempted, Training
 from hialign.training.optim import SCHEDULES
 from hialign.training.oracle import PRECISIONS, NonFinite, TrainingOracle, probe
@@ -28,6 +28,5 @@ __all__ = [
     "latest",
     "load_weights",
     "probe",
-    "write_json",
     "write_status",
 ]

@@ -14,6 +14,8 @@ from typing import Any, Protocol, Self, TextIO
 
 from tqdm import tqdm
 
+from hialign.files import write_json
+
 Row = Mapping[str, Any]
 
 
@@ -181,13 +183,6 @@ def drop_rows_after(file: Path, total_step: int) -> None:
             continue  # cut short by the kill
     partial = file.with_suffix(".partial")
     partial.write_text("".join(kept))
-    os.replace(partial, file)
-
-
-def write_json(file: Path, value: object) -> None:
-    """Replaces ``file`` whole."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(value, indent=2, default=str) + "\n")
     os.replace(partial, file)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from hialign.batch import LanguageBatch, PairBatch
+from hialign.benchmarks.scores import Scores
 from hialign.data import CaptionedImage, Dataset, LanguageCollator, PairCollator, Skipped
+from hialign.evaluation.answered import answer_and_score
 from hialign.evaluation.report import table
+from hialign.evaluation.scored import SCORES, with_intervals, write_scores
 from hialign.evaluation.subject import Subject
 from hialign.runner import assemble, schema, settings
 from hialign.runner.build import build
-from hialign.training import write_json
 from hialign.training.oracle import PRECISIONS, autocast
 
 
@@ -63,20 +63,29 @@ def run(config: DictConfig) -> dict[str, Any]:
     benchmarks = {name: build(node, f"benchmark.{name}", config.allow) for name, node in config.benchmark.items()}
     subject = _subject(config, folder)
     scores = {}
-    file = folder / "scores.json"
     for name, benchmark in benchmarks.items():
-        scores[str(name)] = benchmark(subject)
-        before = json.loads(file.read_text()) if file.is_file() else {}
-        finite = {key: _finite(value) for key, value in scores[str(name)].items()}
-        write_json(file, {**before, str(name): {"model": subject.name, **finite}})  # at once: the next may fail
+        scores[str(name)], found = _scored(subject, str(name), benchmark, config)
+        write_scores(folder, str(name), scores[str(name)], scores=found, system=subject.name)  # the next may fail
     print(table(scores))
-    print(f"written to {file}")
+    print(f"written to {folder / SCORES}")
     return scores
 
 
-def _finite(score: float | str | None) -> float | str | None:
-    """The score as json has it: words as they are, no NaN and no infinity."""
-    return score if score is None or isinstance(score, str) or math.isfinite(score) else None
+def _scored(
+    subject: Subject, name: str, benchmark: Any, config: DictConfig
+) -> tuple[Mapping[str, float | str | None], Scores | None]:
+    """A benchmark's numbers, and what they were made of where it says so.
+
+    A benchmark with questions of its own is one of ``hialign.benchmarks``; others are called with the subject.
+    """
+    if hasattr(benchmark, "questions"):
+        length = config.max_new_tokens or benchmark.max_new_tokens
+        scores = answer_and_score(subject, name, benchmark, max_new_tokens=length)
+        for flag in scores.flags:
+            print(f"{name}: {flag}")
+        return with_intervals(scores, resamples=config.resamples, seed=config.seed), scores
+    found = benchmark(subject)
+    return (found.numbers, found) if isinstance(found, Scores) else (found, None)
 
 
 def _subject(config: DictConfig, folder: Path) -> Subject:

@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from hialign.data import CaptionedImage, Dataset, Hallucinated, Left, layouts
+from hialign.files import write_json
 from hialign.runner import schema
 from hialign.runner.build import build
-from hialign.training import write_json
 
 DONE = "summary.json"  # the last file to be written
 

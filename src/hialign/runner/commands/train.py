@@ -22,11 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hialign import distributed
 from hialign.data import Skipped
+from hialign.files import write_json
 from hialign.models import Model, checkpoint_activations
 from hialign.models import count as count_parameters
 from hialign.runner import assemble, names, schema, settings
 from hialign.runner.build import build
-from hialign.training import Logs, Preempted, Training, write_json, write_status
+from hialign.training import Logs, Preempted, Training, write_status
 from hialign.training.checkpoint import Checkpoint
 
 # what may change between a run and its resumption

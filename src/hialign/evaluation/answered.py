@@ -1,0 +1,43 @@
+"""A benchmark's questions put to a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from hialign.benchmarks.scores import Benchmark, Question, Scores
+from hialign.data import CaptionedImage
+from hialign.evaluation.asking import Query, ask
+from hialign.evaluation.subject import Subject
+
+
+def answer_and_score(subject: Subject, name: str, benchmark: Benchmark, *, max_new_tokens: int) -> Scores:
+    """The benchmark's scores of the model's greedy answers, which are written to ``answers/<name>.jsonl``.
+
+    A ValueError names images that are missing before any question is asked.
+    """
+    questions = benchmark.questions()
+    _require_images(name, questions)
+    queries = [Query(one.id, _loader(subject, one), one.text) for one in questions]
+    return benchmark.score(ask(subject, name, queries, max_new_tokens=max_new_tokens, made_by={"benchmark": name}))
+
+
+def _loader(subject: Subject, question: Question) -> partial[Tensor] | None:
+    return None if question.image is None else partial(_pixels, subject, question.id, question.image)
+
+
+def _pixels(subject: Subject, name: str, image: str) -> Tensor:
+    return subject.language.pixels(CaptionedImage(name, Path(image), ("",)))[0]
+
+
+def _require_images(name: str, questions: Sequence[Question]) -> None:
+    images = dict.fromkeys(one.image for one in questions if one.image is not None)
+    missing = [image for image in images if not Path(image).is_file()]
+    if missing:
+        raise ValueError(
+            f"benchmark.{name}.images: {len(missing)} of {len(images)} images are missing, such as {missing[0]}; get "
+            f"them, and set benchmark.{name}.images=FOLDER"
+        )

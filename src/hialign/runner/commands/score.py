@@ -1,0 +1,93 @@
+"""``hialign score``: what answers are worth that are there already, of any system. Imports no torch."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from hialign.benchmarks.scores import Scores
+from hialign.evaluation.report import row, table
+from hialign.evaluation.scored import SCORES, with_intervals, write_scores
+from hialign.runner import settings
+from hialign.runner.build import build
+
+
+@dataclass
+class ScoreConfig:
+    """Scores of answers."""
+
+    benchmark: dict[str, dict[str, Any]] = field(default_factory=dict)
+    answers: str = MISSING
+    out: str | None = None
+    system: str | None = None
+    resamples: int = 2000
+    seed: int = 0
+    allow: list[str] = field(default_factory=list)
+
+
+def main() -> None:
+    """Composes the config from the command line and scores."""
+    ConfigStore.instance().store(name="score_schema", node=ScoreConfig)
+    _composed()
+
+
+@hydra.main(version_base="1.3", config_path="pkg://hialign.configs", config_name="score")
+def _composed(config: DictConfig) -> None:
+    try:
+        run(config)
+    except (ValueError, OSError) as error:
+        print(f"hialign score: {error}", file=sys.stderr)
+        settings.print_traceback()
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        sys.exit(1)
+
+
+def run(config: DictConfig) -> Scores:
+    """Writes ``scores.json``, ``row.md`` and ``details`` of one benchmark, prints the table and returns the scores."""
+    name, benchmark = _benchmark(config)
+    if OmegaConf.is_missing(config, "answers"):
+        raise ValueError("answers: not given; set answers=FILE")
+    if not Path(config.answers).exists():
+        raise ValueError(f"answers={config.answers}: there is no such file or folder")
+    scores: Scores = benchmark.score(benchmark.read(config.answers))
+    numbers = with_intervals(scores, resamples=config.resamples, seed=config.seed)
+    system = config.system or Path(config.answers).stem
+    folder = Path(config.out or f"{config.answers.rstrip('/')}.scores")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_scores(folder, name, numbers, scores=scores, system=system)
+    (folder / "row.md").write_text(row(system, numbers))
+    print(table({name: numbers}))
+    for flag in scores.flags:
+        print(f"note: {flag}")
+    print(
+        f"written to {folder / SCORES}; {folder / 'row.md'} is a markdown row, {folder / 'details'} for hialign compare"
+    )
+    return scores
+
+
+def _benchmark(config: DictConfig) -> tuple[str, Any]:
+    if len(config.benchmark) != 1:
+        raise ValueError(
+            f"benchmark: got {', '.join(map(str, config.benchmark)) or 'none'}, wanted one; `hialign configs "
+            "benchmark` lists them, as in benchmark=pope"
+        )
+    ((name, node),) = config.benchmark.items()
+    if missing := sorted(map(str, OmegaConf.missing_keys(config.benchmark))):
+        raise ValueError(f"{missing[0]}: not given; set {missing[0]}=...")
+    target = str(node.get("_target_"))
+    if target.startswith("hialign.evaluation."):
+        raise ValueError(f"benchmark={name}: needs the model and not its answers alone; use hialign evaluate run=...")
+    return str(name), build(node, f"benchmark.{name}", config.allow)
+
+
+if __name__ == "__main__":
+    main()
