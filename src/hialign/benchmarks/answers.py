@@ -12,6 +12,8 @@ Entry = Mapping[str, Any]
 IDS = ("id", "question_id")
 TEXTS = ("text", "answer", "response", "caption", "model_prediction", "prediction", "output")
 ASKED = ("question", "prompt", "query")
+REPLIES = ("reply", "content")
+JUDGED = ("answer", "model_answer", "model_prediction")  # what a reply's entry may repeat of the answer it is about
 
 
 def read_text(file: str | Path, wanted: str) -> str:
@@ -109,6 +111,48 @@ def join(
     check_ids(named, questions, str(file))
     places = dict(zip(named, range(len(named)), strict=True))
     return {name: text(entries[places[name]], f"{file}: {name}") for name in questions}
+
+
+def replied(entry: Entry, place: str) -> str:
+    """The text of a judge's reply: one of ``REPLIES``, or the first choice of a stored response of OpenAI's."""
+    choices = entry.get("choices")
+    try:
+        found = choices[0]["message"]["content"] if choices else first(entry, REPLIES)
+    except (KeyError, IndexError, TypeError):
+        found = None
+    if not isinstance(found, str):
+        raise ValueError(
+            f"{place}: no judge's reply; wanted {', '.join(REPLIES)} or choices[0].message.content, a text"
+        )
+    return found
+
+
+def read_replies(
+    file: str | Path,
+    answers: Mapping[str, str],
+    *,
+    wanted: str,
+    key: Callable[[Entry], str | None] = lambda entry: identity(entry),
+    text: Callable[[Entry, str], str] = replied,
+) -> dict[str, str]:
+    """A judge's replies by the ids of ``answers``, from a list of texts in the answers' order or as ``join`` does.
+
+    A ValueError, too, where an entry repeats the answer that it judges and it is not the one given.
+    """
+    content = read_json(file, wanted)
+    if isinstance(content, list) and content and all(isinstance(one, str) for one in content):
+        entries: list[Entry] = [{"reply": one} for one in content]
+    else:
+        entries = read_entries(file, wanted)
+    found = join(entries, dict.fromkeys(answers, ""), file=file, key=key, text=text)
+    for number, entry in enumerate(entries):
+        name = key(entry)
+        judged, given = first(entry, JUDGED), answers[list(answers)[number] if name is None else name]
+        if isinstance(judged, str) and judged.strip() != given.strip():
+            raise ValueError(
+                f"{file}: {name} is a reply to {judged!r}, and the answer is {given!r}; judge these answers"
+            )
+    return found
 
 
 def identity(entry: Entry, names: Sequence[str] = IDS) -> str | None:
