@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hialign.benchmarks.mmhal import Mmhal, rating, rating_strict, usefulness
-from hialign.benchmarks.scores import numbers
+from hialign.benchmarks.scores import Question, numbers
 
 Official = Callable[[str], Any]
 
@@ -159,7 +159,7 @@ def test_the_judge_is_told_contents_question_reference_and_answer(small: Path):
     order = [asked["b"].index(part) for part in ("Cat, Tree", "What is in b?", "A cat.", "{b} said", "Rating: N")]
     assert list(asked) == list("abcd")
     assert order == sorted(order)
-    assert [(one.id, one.image, one.text) for one in mmhal.questions()][0] == ("a", "a.jpg", "What is in a?")
+    assert mmhal.questions()[0] == Question(id="a", image="a.jpg", text="What is in a?")
 
 
 def test_replies_to_other_answers_are_refused(small: Path):

@@ -127,30 +127,33 @@ def replied(entry: Entry, place: str) -> str:
     return found
 
 
-def read_replies(
-    file: str | Path,
+def read_replies(file: str | Path, wanted: str) -> list[Entry]:
+    """The entries of a file of a judge's replies, which may be a list of texts."""
+    content = read_json(file, wanted)
+    if isinstance(content, list) and content and all(isinstance(one, str) for one in content):
+        return [{"reply": one} for one in content]
+    return read_entries(file, wanted)
+
+
+def join_replies(
+    entries: Sequence[Entry],
     answers: Mapping[str, str],
     *,
-    wanted: str,
+    file: str | Path,
     key: Callable[[Entry], str | None] = lambda entry: identity(entry),
     text: Callable[[Entry, str], str] = replied,
 ) -> dict[str, str]:
-    """A judge's replies by the ids of ``answers``, from a list of texts in the answers' order or as ``join`` does.
+    """A judge's replies by the ids of ``answers``, which are in the questions' order, as ``join`` finds them.
 
     A ValueError, too, where an entry repeats the answer that it judges and it is not the one given.
     """
-    content = read_json(file, wanted)
-    if isinstance(content, list) and content and all(isinstance(one, str) for one in content):
-        entries: list[Entry] = [{"reply": one} for one in content]
-    else:
-        entries = read_entries(file, wanted)
     found = join(entries, dict.fromkeys(answers, ""), file=file, key=key, text=text)
-    for number, entry in enumerate(entries):
-        name = key(entry)
-        judged, given = first(entry, JUDGED), answers[list(answers)[number] if name is None else name]
-        if isinstance(judged, str) and judged.strip() != given.strip():
+    for place, entry in zip(answers, entries, strict=True):
+        name = key(entry) or place
+        judged = first(entry, JUDGED)
+        if isinstance(judged, str) and judged.strip() != answers[name].strip():
             raise ValueError(
-                f"{file}: {name} is a reply to {judged!r}, and the answer is {given!r}; judge these answers"
+                f"{file}: {name} is a reply to {judged!r}, and the answer is {answers[name]!r}; judge these answers"
             )
     return found
 

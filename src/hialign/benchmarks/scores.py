@@ -78,6 +78,11 @@ def shares(sums: Columns) -> dict[str, np.ndarray]:
     return {name: share(sums.get(f"{name}/hits", 0.0), sums[f"{name}/of"]) for name in names}
 
 
+def column(sums: Columns, name: str) -> np.ndarray:
+    """The sums of one count, in the shape of the others; zeros where no unit has it."""
+    return sums[name] if name in sums else np.zeros(np.shape(next(iter(sums.values()), 0.0)))
+
+
 def total(units: Mapping[str, Mapping[str, float]]) -> dict[str, np.ndarray]:
     """The sums of the units' counts."""
     sums: dict[str, float] = {}
