@@ -117,10 +117,17 @@ def test_the_scores_of_lmms_eval_s_rule(official: Official, tmp_path: Path):
     scores = bench.score(answers)
     for acc in ("aAcc", "qAcc", "fAcc"):
         assert scores.numbers[f"lmms_eval/{acc}"] == pytest.approx(fixture["expected"][acc], abs=1e-12)
-    lost = fixture["predictions"].count("I cannot tell") / len(items)
-    assert scores.numbers["lmms_eval/aAcc_strict"] <= scores.numbers["lmms_eval/aAcc"], "who cannot tell says no"
-    assert scores.numbers["lmms_eval/unclear_strict"] in (0, lost)
+    assert scores.numbers["lmms_eval/aAcc_strict"] == scores.numbers["lmms_eval/aAcc"], "who cannot tell says no"
+    assert scores.numbers["lmms_eval/unclear_strict"] == 0
     assert sum(scores.correct.values()) / len(items) == scores.numbers["lmms_eval/aAcc"]
+
+
+def test_an_answer_that_says_neither_is_a_no_to_lmms_eval_and_wrong_to_the_strict_rule(tmp_path: Path):
+    items = [item("VD", "0", "0", "1", "0"), item("VD", "0", "1", "1", "0")]
+    scores = make(tmp_path, items, rule="lmms_eval").score({name(items[0]): "A triangle", name(items[1]): "Not yes"})
+    assert (scores.numbers["lmms_eval/aAcc"], scores.numbers["lmms_eval/aAcc_strict"]) == (1 / 2, 1 / 2)
+    assert [row["strict"] for row in scores.rows] == [None, False]
+    assert scores.numbers["lmms_eval/unclear_strict"] == 1 / 2
 
 
 def test_the_real_file_is_read_whole_and_without_figures_left_out(annotations: Path):
