@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -130,29 +130,21 @@ def counts(entries: Mapping[str, Entry], right: Mapping[str, bool]) -> dict[str,
     one is none. Groups are easy by their questions without edited figures, hard by those with; a group may have both.
     """
     found: dict[str, dict[str, float]] = {}
+    groups: dict[tuple[str, str, str, str], list[bool]] = {}
     for name, entry in entries.items():
-        unit = found.setdefault(_part(entry, "category", "subcategory", "set_id"), {})
-        truth, correct = str(entry["gt_answer"]) == "1", right[name]
-        _add(unit, entry, answers=1, right=correct, yes=truth, said_yes=correct == truth)
-        _add(unit, entry, wrong=not correct, wrong_of_no=not correct and not truth)
-    question = lambda entry: _part(entry, "category", "subcategory", "set_id", "question_id")  # noqa: E731
-    figure = lambda entry: _part(entry, "category", "subcategory", "set_id", "figure_id")  # noqa: E731
-    edited = {name: str(entry["visual_input"]) == "2" for name, entry in entries.items()}
-    present = {name: entry["category"] == "VD" or str(entry["figure_id"]) != "0" for name, entry in entries.items()}
-    kinds: list[tuple[str, Callable[[Entry], str], list[str]]] = [
-        ("questions", question, list(entries)),
-        ("easy", question, [name for name in entries if not edited[name]]),
-        ("hard", question, [name for name in entries if edited[name]]),
-        ("figures", figure, [name for name in entries if present[name]]),
-    ]
-    for kind, group, names in kinds:
-        for held in _groups(names, lambda name, group=group: group(entries[name])).values():
-            some = entries[held[0]]
-            hits = sum(right[name] for name in held)
-            unit = found[_part(some, "category", "subcategory", "set_id")]
-            _add(unit, some, **{kind: 1, f"{kind}_right": hits == len(held)})
-            if kind == "figures":
-                _add(unit, some, figures_wrong=hits == 0, figures_score=hits / len(held))
+        unit, category, correct, truth = _set(entry), entry["category"], right[name], str(entry["gt_answer"]) == "1"
+        _add(found.setdefault(unit, {}), category, answers=1, right=correct, yes=truth, said_yes=correct == truth)
+        _add(found[unit], category, wrong=not correct, wrong_of_no=not correct and not truth)
+        level = "hard" if str(entry["visual_input"]) == "2" else "easy"
+        keys = {"questions": entry["question_id"], level: entry["question_id"]}
+        if category == "VD" or str(entry["figure_id"]) != "0":
+            keys["figures"] = entry["figure_id"]
+        for kind, key in keys.items():
+            groups.setdefault((unit, category, kind, str(key)), []).append(correct)
+    for (unit, category, kind, _), hits in groups.items():
+        _add(found[unit], category, **{kind: 1, f"{kind}_right": all(hits)})
+        if kind == "figures":
+            _add(found[unit], category, figures_wrong=not any(hits), figures_score=sum(hits) / len(hits))
     return found
 
 
@@ -164,7 +156,11 @@ def shares(sums: Columns, categories: Sequence[str] = CATEGORIES) -> dict[str, n
     Source: as ``verdict``, evaluation.py.
     Differs: fractions, unrounded; where all answers are right theirs divides by zero, and the ratio of false yes is 0.
     """
-    of = lambda name: sum(column(sums, f"{one}/{name}") for one in categories)  # noqa: E731
+
+    def of(name: str) -> np.ndarray:
+        found: np.ndarray = np.sum([column(sums, f"{one}/{name}") for one in categories], axis=0)
+        return found
+
     figures = of("figures")
     return {
         "aAcc": share(of("right"), of("answers")),
@@ -180,41 +176,42 @@ def shares(sums: Columns, categories: Sequence[str] = CATEGORIES) -> dict[str, n
     }
 
 
-FRACTIONS = ("figure_score", "yes_no_bias_diff", "yes_no_bias_fp_ratio")
-
-
 def statistic(sums: Columns) -> dict[str, np.ndarray]:
     """The official numbers in their units: accuracies and consistency in percent, scores and bias fractions.
 
     ``consistency_correct`` is ``fAcc``. LH, VI and Mixed are percent of the failures; without judged pairs they lack.
     """
-    percent = lambda found: {  # noqa: E731
-        name: value if name in FRACTIONS else 100 * value for name, value in found.items()
-    }
-    official, strict = (
-        {name.removesuffix(rule): value for name, value in sums.items() if name.endswith("_strict") == bool(rule)}
-        for rule in ("", "_strict")
-    )
-    found = percent(shares(official))
-    found |= {f"{name}_strict": value for name, value in percent(shares(strict)).items() if name.endswith("Acc")}
+    official, strict = _by_rule(sums)
+    found = _percent(shares(official))
+    found |= {f"{name}_strict": value for name, value in _percent(shares(strict)).items() if name.endswith("Acc")}
     causes = {name: official[name] for name in ("LH", "VI", "Mixed") if name in official}
     found |= {name: 100 * share(value, sum(causes.values())) for name, value in causes.items()}
     for category in CATEGORIES:
         if f"{category}/answers" in official:
-            found |= {f"{category}/{name}": value for name, value in percent(shares(official, [category])).items()}
+            found |= {f"{category}/{name}": value for name, value in _percent(shares(official, [category])).items()}
     return found
 
 
 def statistic_lmms_eval(sums: Columns) -> dict[str, np.ndarray]:
     """lmms-eval's three accuracies, which are fractions, by its rule and by the strict one."""
-    found = {}
-    for rule in ("", "_strict"):
-        mine = {
-            name.removesuffix(rule): value for name, value in sums.items() if name.endswith("_strict") == bool(rule)
-        }
+    found: dict[str, np.ndarray] = {}
+    for rule, mine in zip(("", "_strict"), _by_rule(sums), strict=True):
         told = shares(mine)
         found |= {f"lmms_eval/{name}{rule}": told[name] for name in ("aAcc", "qAcc", "fAcc")}
     return found
+
+
+def _by_rule(sums: Columns) -> tuple[Columns, Columns]:
+    """The official rule's sums and the strict one's, under the same names."""
+    strict = {name.removesuffix("_strict"): value for name, value in sums.items() if name.endswith("_strict")}
+    return {name: value for name, value in sums.items() if not name.endswith("_strict")}, strict
+
+
+def _percent(found: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        name: value if name.startswith("yes_no_bias") or name == "figure_score" else 100 * value
+        for name, value in found.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,7 +330,7 @@ class HallusionBench:
         units = _both(self.entries, right, strictly)
         causes = self._causes(official, pairs) if pairs else {}
         for name, cause in causes.items():
-            unit = units[_part(self.entries[name], "category", "subcategory", "set_id")]
+            unit = units[_set(self.entries[name])]
             for kind in ("LH", "VI", "Mixed"):
                 unit[kind] = unit.get(kind, 0) + (kind == cause)
         flags = []
@@ -424,14 +421,10 @@ def _check(entry: Entry, place: str) -> str:
     return {WRONG: "incorrect", RIGHT: "correct", UNCLEAR: "unclear"}[_stored(entry, CHECK)]
 
 
-def _add(unit: dict[str, float], entry: Entry, **found: float) -> None:
+def _set(entry: Entry) -> str:
+    return _part(entry, "category", "subcategory", "set_id")
+
+
+def _add(unit: dict[str, float], category: str, **found: float) -> None:
     for name, value in found.items():
-        key = f"{entry['category']}/{name}"
-        unit[key] = unit.get(key, 0) + value
-
-
-def _groups(names: Sequence[str], key: Callable[[str], Any]) -> dict[Any, list[str]]:
-    found: dict[Any, list[str]] = {}
-    for name in names:
-        found.setdefault(key(name), []).append(name)
-    return found
+        unit[f"{category}/{name}"] = unit.get(f"{category}/{name}", 0) + value

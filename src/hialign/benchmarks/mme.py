@@ -77,7 +77,10 @@ def marks(sums: Columns, task: str, rule: str = "") -> dict[str, np.ndarray]:
     Source: as ``reading``.
     Differs: nothing.
     """
-    of = lambda name: column(sums, f"{task}/{name}{rule}")  # noqa: E731
+
+    def of(name: str) -> np.ndarray:
+        return column(sums, f"{task}/{name}{rule}")
+
     acc, plus = share(of("right"), of("questions")), share(of("both"), of("images"))
     return {
         "score": 100 * (acc + plus),

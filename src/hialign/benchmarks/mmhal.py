@@ -105,7 +105,10 @@ def statistic(sums: Columns) -> dict[str, np.ndarray]:
 
     ``_strict`` numbers are of the replies that ``rating_strict`` reads; ``unclear_strict`` is the share of the others.
     """
-    of = lambda name: column(sums, name)  # noqa: E731
+
+    def of(name: str) -> np.ndarray:
+        return column(sums, name)
+
     found = {
         "average_score": share(of("score"), of("answers")),
         "hallucination_rate": share(of("hallucinated"), of("answers")),
