@@ -45,13 +45,19 @@ def test_a_failed_reply_enters_llava_s_means_and_not_rlhf_v_s(tmp_path: Path):
     assert (llava.numbers["all/model"], llava.numbers["all/reference"]) == (40, 52.5)
     assert llava.numbers["conv/relative"] == 100
     assert llava.numbers["complex/relative"] == 100, "-1 of -1"
-    assert "which enter the means as -1: 1 of 4, such as that to 3" in llava.flags[0]
+    assert llava.flags == ["Replies without two marks, which enter the means as -1: 1 of 4, such as that to 3."]
     rlhf_v = make(tmp_path, reviews(REPLIES), rule="rlhf_v").score(ANSWERS)
     assert rlhf_v.numbers["all/relative"] == pytest.approx(100 * 17 / 22)
     assert (rlhf_v.numbers["complex/relative"], rlhf_v.numbers["complex/relative_strict"]) == (0, 112.5)
-    assert "which are left out: 1 of 4" in rlhf_v.flags[0]
+    assert rlhf_v.flags == ["Replies without two marks, which are left out: 1 of 4, such as that to 3."]
     for scores in (llava, rlhf_v):
         assert scores.numbers["all/relative_strict"] == pytest.approx(100 * 26 / 30)
+
+
+def test_replies_that_all_have_marks_are_not_flagged(tmp_path: Path):
+    assert make(tmp_path, reviews(["8 6"] * 4)).score(ANSWERS).flags == []
+    told = make(tmp_path, reviews(["8 6", "8 11", "8 6", "8 6"])).score(ANSWERS).flags
+    assert told == ["Replies that the strict numbers leave out: 1 of 4."]
 
 
 @pytest.mark.parametrize(
@@ -89,8 +95,11 @@ def test_stored_tuples_and_our_rows_in_any_order_give_what_reviews_give(tmp_path
 
 
 def test_the_statistic_of_totals_is_the_numbers_and_takes_arrays(tmp_path: Path):
-    scores = make(tmp_path, reviews(REPLIES)).score(ANSWERS)
+    bench = make(tmp_path, reviews(REPLIES))
+    scores = bench.score(ANSWERS)
     assert numbers(scores.units, scores.statistic) == scores.numbers
+    assert bench.score(dict(reversed(ANSWERS.items()))).numbers == scores.numbers
+    assert make(tmp_path, reviews(REPLIES), rule="rlhf_v").score(ANSWERS).statistic is not scores.statistic
     assert list(scores.units) == ["0.jpg", "1.jpg"], "an image with its questions"
     sums = {count: np.array([0.0, 2.0]) for unit in scores.units.values() for count in unit}
     assert all(value.shape == (2,) and np.isfinite(value).all() for value in scores.statistic(sums).values())

@@ -100,8 +100,10 @@ def test_llava_s_lmms_eval_s_and_our_answers_are_read_in_any_order(tmp_path: Pat
 
 def test_the_statistic_of_totals_is_the_numbers_and_takes_arrays(tmp_path: Path):
     mme = make(tmp_path, SMALL)
-    scores = mme.score(dict.fromkeys(mme.entries, "no"))
+    answers = {name: "yes" if "1.jpg" in name else "No." for name in mme.entries}
+    scores = mme.score(answers)
     assert numbers(scores.units, scores.statistic) == scores.numbers
+    assert mme.score(dict(reversed(answers.items()))).numbers == scores.numbers
     assert list(scores.units)[:2] == ["existence/1.jpg", "existence/2.png"]
     sums = {count: np.array([0.0, 2.0]) for unit in scores.units.values() for count in unit}
     assert all(value.shape == (2,) and np.isfinite(value).all() for value in scores.statistic(sums).values())

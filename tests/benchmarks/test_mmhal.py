@@ -65,13 +65,13 @@ def test_the_official_scores(official: Official, tmp_path: Path, rule: Any, whos
     assert per_type == wanted["per_type" if rule == "chip" else "per_type_printed"]
     if rule == "chip":
         assert found["hallucination_rate"] == wanted["hallucination_rate_percent"]
-        assert found["informativeness"] == pytest.approx(wanted["informativeness_percent"], abs=1e-12)
+        assert found["informativeness"] == wanted["informativeness_percent"]
     else:
         assert found["hallucination_rate"] == wanted["hallucination_rate"]
         assert [not right for right in scores.correct.values()] == wanted["hallucination"]
         theirs = fixture["expected"]["rlhf_v"]
-        assert [3 * usefulness(row["score"] or 0, rule) for row in scores.rows] == theirs["informativeness_each"]
-        assert found["informativeness"] == pytest.approx(theirs["informativeness_percent"], abs=1e-12)
+        assert [usefulness(row["score"] or 0, rule) for row in scores.rows] == theirs["informativeness_each"]
+        assert found["informativeness"] == theirs["informativeness_percent"]
 
 
 @pytest.mark.parametrize("stored", ["responses", "with image_id, shuffled", "ours"])
@@ -102,6 +102,12 @@ def test_the_numbers_by_hand(small: Path):
     assert "count as 0, as officially: 1 of 4, such as that to d." in scores.flags[0]
     chip = make(small, ["Rating: 6", "Rating: 2", "Rating: 3", "?"], rule="chip").score(dict.fromkeys("abcd", "x"))
     assert (chip.numbers["hallucination_rate"], chip.numbers["informativeness"]) == (50, 50)
+
+
+def test_replies_without_ids_are_in_the_template_s_order_whatever_the_answers_are_in(small: Path):
+    mmhal = make(small, ["Rating: 6", "Rating: 2", "Rating: 3", "Rating: 0"])
+    forth, back = mmhal.score({name: name for name in "abcd"}), mmhal.score({name: name for name in "dcba"})
+    assert (forth.numbers, forth.rows) == (back.numbers, back.rows)
 
 
 def test_the_statistic_of_totals_is_the_numbers_and_takes_arrays(small: Path):

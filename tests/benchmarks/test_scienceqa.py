@@ -102,8 +102,10 @@ def test_the_numbers_by_hand(tmp_path: Path):
 
 
 def test_the_statistic_of_totals_is_the_numbers_and_takes_arrays(tmp_path: Path):
-    scores = make(tmp_path, FOUR).score({"7": "A", "8": "B", "9": "(C)", "10": "D"})
+    bench = make(tmp_path, FOUR)
+    scores = bench.score({"7": "A", "8": "B", "9": "(C)", "10": "D"})
     assert numbers(scores.units, scores.statistic) == scores.numbers
+    assert bench.score({"10": "D", "9": "(C)", "8": "B", "7": "A"}).numbers == scores.numbers
     sums = {count: np.array([0.0, 2.0]) for unit in scores.units.values() for count in unit}
     assert all(value.shape == (2,) and np.isfinite(value).all() for value in scores.statistic(sums).values())
 

@@ -243,7 +243,7 @@ class HallusionBench:
             raise ValueError(f"rule: got {self.rule!r}, wanted one of {', '.join(RULES)}")
 
     @cached_property
-    def entries(self) -> dict[str, Entry]:
+    def whole(self) -> dict[str, Entry]:
         """Id, the values of ``PARTS`` joined by _, -> the question as its file has it."""
         file = Path(self.root) / "HallusionBench.json"
         found: dict[str, Entry] = {}
@@ -253,9 +253,14 @@ class HallusionBench:
                 raise ValueError(f"{file}: question {number} has no {', '.join(missing)}; wanted {LAYOUT}")
             if (name := _part(entry, *PARTS)) in found:
                 raise ValueError(f"{file}: {name} comes twice; get the file again")
-            if self.rule == "judge" or str(entry["visual_input"]) != "0":
-                found[name] = entry
+            found[name] = entry
         return found
+
+    @cached_property
+    def entries(self) -> dict[str, Entry]:
+        """Those of ``whole`` that ``rule`` asks."""
+        asked = {name: entry for name, entry in self.whole.items() if str(entry["visual_input"]) != "0"}
+        return asked if self.rule == "lmms_eval" else self.whole
 
     @cached_property
     def originals(self) -> dict[str, str]:
@@ -283,8 +288,8 @@ class HallusionBench:
         texts = {name: str(entry["question"]) for name, entry in self.entries.items()}
         wanted = "answers: the questions with model_prediction, lmms-eval's rows, or rows with id and answer"
         entries = read_entries(answers, wanted)
-        if self.rule == "lmms_eval":  # an official file answers the questions without an image, too
-            entries = [entry for entry in entries if str(first(entry, ["visual_input"])) != "0"]
+        if self.rule == "lmms_eval":  # others' files, and ours by the other rule, answer those without an image, too
+            entries = [entry for entry in entries if (name := _key(entry)) in self.entries or name not in self.whole]
         return join(entries, texts, file=answers, key=_key)
 
     def requests(self, answers: Answers) -> dict[str, str]:
@@ -331,29 +336,22 @@ class HallusionBench:
         causes = self._causes(official, pairs) if pairs else {}
         for name, cause in causes.items():
             unit = units[_set(self.entries[name])]
-            for kind in ("LH", "VI", "Mixed"):
-                unit[kind] = unit.get(kind, 0) + (kind == cause)
-        flags = []
-        if not pairs:
-            flags.append(
-                f"LH, VI and Mixed are left out: the replies say of no two answers whether they are the {SAME}."
-            )
-        if all(right.values()):
-            flags.append(
-                "No answer is wrong: the ratio of false yes is reported as 0; the official script divides by zero."
-            )
-        rows = [
-            {
-                "id": name,
-                "answer": answers[name],
-                "reply": checks[name],
-                "correct": right[name],
-                "cause": causes.get(name),
-            }
-            for name in self.entries
-        ]
+            unit |= {kind: unit.get(kind, 0) + (kind == cause) for kind in ("LH", "VI", "Mixed")}
+        parts = {"answer": answers, "reply": checks, "correct": right, "strict": strictly, "cause": causes}
+        rows = [{"id": name, **{part: held.get(name) for part, held in parts.items()}} for name in self.entries]
+        flags = {
+            "LH, VI and Mixed are left out: the replies say of no two answers whether they are the same.": not pairs,
+            "No answer is wrong: the ratio of false yes is 0, where the official script divides by zero.": all(
+                right.values()
+            ),
+        }
         return Scores(
-            numbers=numbers(units, statistic), units=units, statistic=statistic, correct=right, rows=rows, flags=flags
+            numbers=numbers(units, statistic),
+            units=units,
+            statistic=statistic,
+            correct=right,
+            rows=rows,
+            flags=[flag for flag, holds in flags.items() if holds],
         )
 
     def _causes(self, found: Mapping[str, int], pairs: Mapping[str, str]) -> dict[str, str | None]:
@@ -375,7 +373,9 @@ class HallusionBench:
         checks = [entry for entry in entries if not str(_key(entry)).endswith(f"/{SAME}")]
         pairs = [(str(_key(entry)).removesuffix(f"/{SAME}"), replied(entry, told)) for entry in of_pairs]
         pairs += [
-            (str(_key(entry)), "same" if _stored(entry, SAME) else "different") for entry in checks if SAME in entry
+            (str(_key(entry)), "same" if _stored(entry, SAME) == 1 else "different")
+            for entry in checks
+            if SAME in entry
         ]
         pairs = [(name, text) for name, text in pairs if name not in self.entries or name in self.originals]
         if pairs:

@@ -103,6 +103,11 @@ def statistic(sums: Columns) -> dict[str, np.ndarray]:
     return found
 
 
+def statistic_rlhf_v(sums: Columns) -> dict[str, np.ndarray]:
+    """``statistic`` of the replies that could be read; by another name, so that the two rules are not compared."""
+    return statistic(sums)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LlavaBench:
     """LLaVA-Bench (COCO) or (In-the-Wild), scored from a judge's marks.
@@ -204,18 +209,25 @@ class LlavaBench:
             if strict is not None:
                 _add(unit, str(entry["category"]), strict, "_strict")
             rows.append({"id": name, "answer": answers[name], "reply": replies[name], "marks": found, "strict": strict})
-        failed = [row["id"] for row in rows if row["marks"] == FAILED]
-        became = "enter the means as -1" if self.rule == "llava" else "are left out"
-        flags = [
-            f"Replies without two marks, which {became}: {len(failed)} of {len(rows)}, such as that to {failed[0]}."
-        ]
         return Scores(
             numbers=numbers(units, statistic),
             units=units,
-            statistic=statistic,
+            statistic=statistic if self.rule == "llava" else statistic_rlhf_v,
             rows=rows,
-            flags=flags if failed else [],
+            flags=_flags(rows, "enter the means as -1" if self.rule == "llava" else "are left out"),
         )
+
+
+def _flags(rows: Sequence[Mapping[str, object]], became: str) -> list[str]:
+    failed = [row["id"] for row in rows if row["marks"] == FAILED]
+    strict = sum(row["strict"] is None for row in rows)
+    told = []
+    if failed:
+        some = f"{len(failed)} of {len(rows)}, such as that to {failed[0]}."
+        told.append(f"Replies without two marks, which {became}: {some}")
+    if strict:
+        told.append(f"Replies that the strict numbers leave out: {strict} of {len(rows)}.")
+    return told
 
 
 def _add(unit: dict[str, float], category: str, pair: Sequence[float], rule: str) -> None:

@@ -72,16 +72,16 @@ def rating_strict(reply: str) -> int | None:
     return int(value) if value is not None and value <= MOST and value == int(value) else None
 
 
-def usefulness(score: int, rule: Rule) -> float:
-    """What a rating is worth as information, from 0 to 1.
+def usefulness(score: int, rule: Rule) -> int:
+    """What a rating is worth as information: 0 to 3 for RLHF-V, 0 or 1 for CHiP.
 
-    RLHF-V: the steps above the lowest rating with, or without, a hallucination, of three; CHiP: whether there is one.
+    RLHF-V counts the steps above the lowest rating with, or without, a hallucination; CHiP takes any step for 1.
 
     Source: as ``rating``.
     Differs: nothing.
     """
     step = score - CLEAN if score >= CLEAN else score
-    return float(step > 0) if rule == "chip" else step / 3
+    return int(step > 0) if rule == "chip" else step
 
 
 def counts(kind: str, official: int, strict: int | None, rule: Rule) -> dict[str, float]:
@@ -112,7 +112,7 @@ def statistic(sums: Columns) -> dict[str, np.ndarray]:
     found = {
         "average_score": share(of("score"), of("answers")),
         "hallucination_rate": share(of("hallucinated"), of("answers")),
-        "informativeness": 100 * share(of("informative"), of("answers")),
+        "informativeness": share(of("informative"), of("answers")) / 3 * 100,
         "average_score_strict": share(of("score_strict"), of("answers_strict")),
         "hallucination_rate_strict": share(of("hallucinated_strict"), of("answers_strict")),
         "unclear_strict": share(of("unclear_strict"), of("answers")),
@@ -122,10 +122,11 @@ def statistic(sums: Columns) -> dict[str, np.ndarray]:
 
 
 def statistic_chip(sums: Columns) -> dict[str, np.ndarray]:
-    """As ``statistic``, hallucination rates in percent as CHiP prints them."""
-    return {
+    """As ``statistic``, hallucination rates in percent as CHiP prints them and informativeness of 0 or 1 each."""
+    found = {
         name: 100 * value if name.startswith("hallucination_rate") else value for name, value in statistic(sums).items()
     }
+    return found | {"informativeness": 100 * share(column(sums, "informative"), column(sums, "answers"))}
 
 
 @dataclass(frozen=True, kw_only=True)

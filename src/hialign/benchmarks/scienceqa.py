@@ -21,6 +21,7 @@ Missing = Literal["error", "wrong"]
 LETTERS = ascii_uppercase[:5]
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 SUBJECTS = {"natural science": "natural", "social science": "social", "language science": "language"}
+REPORTED = (*SUBJECTS.values(), "has_text", "has_image", "no_context", "grade_1_6", "grade_7_12")
 FIELDS = ("question", "choices", "answer", "hint", "image", "grade", "subject", "topic")
 LAYOUT = "of ScienceQA's data/scienceqa (github.com/lupantech/ScienceQA)"
 _STATED = re.compile(r"The answer is ([A-Z]).")  # any character behind the letter, but there has to be one
@@ -95,8 +96,9 @@ def statistic(sums: Columns) -> dict[str, np.ndarray]:
         "img_accuracy_strict": of("img", "_strict"),
         "unclear_strict": share(column(sums, "all/unclear_strict"), column(sums, "all/questions")),
     }
-    named = [name.removesuffix("/questions") for name in sums if name.endswith("/questions")]
-    return found | {f"acc_{group}": of(group) for group in named if group not in ("all", "img")}
+    named = {name.removesuffix("/questions") for name in sums if name.endswith("/questions")} - {"all", "img"}
+    ordered = [*filter(named.__contains__, REPORTED), *sorted(named - {*REPORTED})]
+    return found | {f"acc_{group}": of(group) for group in ordered}
 
 
 @dataclass(frozen=True, kw_only=True)
