@@ -226,6 +226,7 @@ class HallusionBench:
             yes and any other a no; its numbers are fractions of other questions and named ``lmms_eval/...``.
         replies: the judge's replies to ``requests``, in one file or in several (officially VD's and VS's). Of stored
             checks the strict numbers are the official ones: what the judge said is not known any more.
+        max_new_tokens: of an answer, where a model is asked.
 
     Source: Guan et al. 2023, arXiv:2310.14566; code tianyi-lab/HallusionBench@744007c; lmms-eval@75571cf
     tasks/hallusion_bench/evaluate_hb.py.
@@ -237,6 +238,7 @@ class HallusionBench:
     suffix: str = ""
     rule: Rule = "judge"
     replies: str | Sequence[str] | None = None
+    max_new_tokens: int = 1024
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -291,6 +293,11 @@ class HallusionBench:
         if self.rule == "lmms_eval":  # others' files, and ours by the other rule, answer those without an image, too
             entries = [entry for entry in entries if (name := _key(entry)) in self.entries or name not in self.whole]
         return join(entries, texts, file=answers, key=_key)
+
+    @property
+    def needs_replies(self) -> bool:
+        """Whether a judge has to reply before answers can be scored."""
+        return self.replies is None and self.rule == "judge"
 
     def requests(self, answers: Answers) -> dict[str, str]:
         """What to ask the judge: whether each answer is right, and as ``id/same`` whether it agrees with figure 0's."""

@@ -122,6 +122,7 @@ class LlavaBench:
             ``marks_strict`` reads.
         references: the reference's answers; ``requests`` needs them.
         context: what the judge is told of the images; ``requests`` needs it.
+        max_new_tokens: of an answer, where a model is asked.
 
     Source: as ``marks``; RLHF-V@8daac8a summarize_gpt_llava_review.py.
     Differs: unrounded.
@@ -134,6 +135,7 @@ class LlavaBench:
     rule: Rule = "llava"
     references: str | None = None
     context: str | None = None
+    max_new_tokens: int = 1024
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -168,6 +170,11 @@ class LlavaBench:
     def _join(self, file: str, wanted: str) -> dict[str, str]:
         texts = {name: str(entry["text"]) for name, entry in self.entries.items()}
         return join(read_entries(file, wanted), texts, file=file)
+
+    @property
+    def needs_replies(self) -> bool:
+        """Whether a judge has to reply before answers can be scored."""
+        return self.replies is None
 
     def requests(self, answers: Answers) -> dict[str, str]:
         """What to ask the judge of each answer, by question, the reference's answer being the first."""

@@ -117,6 +117,7 @@ class Mme:
         tasks: which are asked; the hallucination subset is ``HALLUCINATION``.
         suffix: what stands in place of `` Please answer yes or no.``, with which the questions end; ``SHORT`` is
             LLaVA's. None: the questions as they are.
+        max_new_tokens: of an answer, where a model is asked.
 
     Source: as ``reading``.
     Differs: answers with line breaks or tabs are read, which break the official files.
@@ -126,6 +127,7 @@ class Mme:
     images: str = ""
     tasks: Sequence[str] = field(default=TASKS)
     suffix: str | None = None
+    max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
         unknown = [task for task in self.tasks if task not in TASKS]

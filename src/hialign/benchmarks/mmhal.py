@@ -141,6 +141,7 @@ class Mmhal:
         replies: the judge's replies to ``requests``.
         rule: ``llava_rlhf`` reads ratings as LLaVA-RLHF, HALVA and RLHF-V do, with RLHF-V's informativeness; ``chip``
             as CHiP does, whose informativeness is another and whose hallucination rate is in percent.
+        max_new_tokens: of an answer, where a model is asked.
 
     Source: Sun et al. 2023, arXiv:2309.14525; code as ``rating``.
     Differs: nothing in the official numbers, but a type comes from its item, not from the item's place.
@@ -152,6 +153,7 @@ class Mmhal:
     suffix: str = ""
     replies: str | None = None
     rule: Rule = "llava_rlhf"
+    max_new_tokens: int = 1024
 
     def __post_init__(self) -> None:
         if self.rule not in RULES:
@@ -186,6 +188,11 @@ class Mmhal:
         texts = {name: str(entry["question"]) for name, entry in self.entries.items()}
         entries = read_entries(answers, "answers: the filled template, a json list or a jsonl")
         return join(entries, texts, file=answers, key=_key, text=_answer)
+
+    @property
+    def needs_replies(self) -> bool:
+        """Whether a judge has to reply before answers can be scored."""
+        return self.replies is None
 
     def requests(self, answers: Answers) -> dict[str, str]:
         """What to ask the judge of each answer, by question; its replies are what ``replies`` reads."""

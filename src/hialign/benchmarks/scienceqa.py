@@ -111,6 +111,7 @@ class ScienceQA:
         split: test, minitest, val, minival or train.
         suffix: what is put behind each question; LLaVA's by default.
         missing: ``wrong`` counts a question without an answer as wrong, as LLaVA's script does; ``error`` refuses.
+        max_new_tokens: of an answer, where a model is asked.
 
     Source: as ``letter`` and ``groups``.
     Differs: nothing in the official numbers; theirs are printed with two decimals.
@@ -121,6 +122,7 @@ class ScienceQA:
     split: str = "test"
     suffix: str = LETTER
     missing: Missing = "error"
+    max_new_tokens: int = 1024
 
     def __post_init__(self) -> None:
         if self.missing not in ("error", "wrong"):

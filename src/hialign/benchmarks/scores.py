@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -51,6 +51,8 @@ class Scores:
 class Benchmark(Protocol):
     """A benchmark with its annotations: a small class whose settings a yaml gives by name."""
 
+    max_new_tokens: int  # of an answer, where a model is asked
+
     def questions(self) -> Sequence[Question]:
         """What a model is asked, in the official order; ids are unique."""
         ...
@@ -61,6 +63,20 @@ class Benchmark(Protocol):
 
     def score(self, answers: Answers) -> Scores:
         """The scores; a ValueError names answers that are missing or that answer no question. Pure."""
+        ...
+
+
+@runtime_checkable
+class Judged(Protocol):
+    """A benchmark whose answers a judge has to reply to before they can be scored."""
+
+    @property
+    def needs_replies(self) -> bool:
+        """Whether its settings want a judge's replies and name no file of them."""
+        ...
+
+    def requests(self, answers: Answers) -> dict[str, str]:
+        """What to ask the judge, by the id that its reply is to carry."""
         ...
 
 

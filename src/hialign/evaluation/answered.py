@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from torch import Tensor
 
-from hialign.benchmarks.scores import Benchmark, Question, Scores
+from hialign.benchmarks.scores import Benchmark, Judged, Question, Scores
 from hialign.data import CaptionedImage
 from hialign.evaluation.asking import Query, ask
 from hialign.evaluation.subject import Subject
 
 
-def answer_and_score(subject: Subject, name: str, benchmark: Benchmark, *, max_new_tokens: int) -> Scores:
+def answer_and_score(subject: Subject, name: str, benchmark: Benchmark, *, max_new_tokens: int) -> Scores | None:
     """The benchmark's scores of the model's greedy answers, which are written to ``answers/<name>.jsonl``.
 
-    A ValueError names images that are missing before any question is asked.
+    None where a judge has to reply first: then ``answers/<name>.requests.jsonl`` has what to ask it, {id, prompt}. A
+    ValueError names images that are missing before any question is asked.
     """
     questions = benchmark.questions()
     _require_images(name, questions)
     queries = [Query(one.id, _loader(subject, one), one.text) for one in questions]
-    return benchmark.score(ask(subject, name, queries, max_new_tokens=max_new_tokens, made_by={"benchmark": name}))
+    answers = ask(subject, name, queries, max_new_tokens=max_new_tokens, made_by={"benchmark": name})
+    if not (isinstance(benchmark, Judged) and benchmark.needs_replies):
+        return benchmark.score(answers)
+    requests = benchmark.requests(answers).items()
+    lines = "".join(json.dumps({"id": key, "prompt": prompt}) + "\n" for key, prompt in requests)
+    (subject.answers / f"{name}.requests.jsonl").write_text(lines)
+    return None
 
 
 def _loader(subject: Subject, question: Question) -> partial[Tensor] | None:

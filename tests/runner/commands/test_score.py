@@ -186,3 +186,30 @@ def test_pope_s_builder_says_what_it_lacks(pope: Any, arguments: tuple[str, ...]
     done = pope.hialign("data", "pope", *arguments)
     assert done.code == 1
     assert told in done.err
+
+
+def test_answers_that_a_judge_has_to_reply_to_are_kept_with_what_to_ask_it(
+    talking: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MMHal with one question: evaluate asks the model, a judge replies, score goes on."""
+    monkeypatch.setattr(asking, "generate", lambda model, pixels, prompt, **_: ["A red cup."] * len(pixels))
+    image = next(iter((talking.folder / "pictures" / "images").iterdir())).name
+    question = {"question_type": "attribute", "image_id": "1", "image_src": f"https://x/{image}", "question": "What?"}
+    template = [
+        {**question, "question_topic": "food", "image_content": ["Cup"], "gt_answer": "A cup.", "model_answer": ""}
+    ]
+    (talking.folder / "mmhal").mkdir(exist_ok=True)
+    (talking.folder / "mmhal" / "response_template.json").write_text(json.dumps(template))
+    mmhal = ("benchmark=mmhal", "benchmark.mmhal.root=mmhal", "benchmark.mmhal.images=pictures/images")
+    done = talking.hialign("evaluate", RUN, *mmhal)
+    assert done.code == 0, done.err
+    assert "a judge has to reply to runs/llava/talking/answers/mmhal.requests.jsonl" in done.out
+    answers = talking.run("talking", "llava") / "answers"
+    (request,) = map(json.loads, (answers / "mmhal.requests.jsonl").read_text().splitlines())
+    assert "A red cup." in request["prompt"]
+    (talking.folder / "replies.jsonl").write_text(json.dumps({"id": request["id"], "reply": "Rating: 2"}) + "\n")
+    done = talking.hialign("score", *mmhal, "benchmark.mmhal.replies=replies.jsonl", f"answers={answers}/mmhal.jsonl")
+    assert done.code == 0, done.err
+    assert "average_score" in done.out
+    scores = json.loads((answers / "mmhal.jsonl.scores" / "scores.json").read_text())["mmhal"]
+    assert (scores["average_score"], scores["hallucination_rate"]) == (2, 1)

@@ -81,6 +81,12 @@ def _scored(
     if hasattr(benchmark, "questions"):
         length = config.max_new_tokens or benchmark.max_new_tokens
         scores = answer_and_score(subject, name, benchmark, max_new_tokens=length)
+        if scores is None:
+            file = subject.answers / f"{name}.jsonl"
+            return {
+                "not_scored": f"a judge has to reply to {file.with_suffix('.requests.jsonl')}; then hialign score "
+                f"benchmark={name} answers={file} benchmark.{name}.replies=FILE, with rows of id and reply"
+            }, None
         for flag in scores.flags:
             print(f"{name}: {flag}")
         return with_intervals(scores, resamples=config.resamples, seed=config.seed), scores
