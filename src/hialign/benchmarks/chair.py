@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -263,7 +264,7 @@ def asked(file: str, images: Mapping[str, Image], splits: Sequence[str]) -> dict
         if name is None:
             raise ValueError(f"{file}: entry {number} names no image; wanted {IDS}")
         names.append(name)
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    twice = [name for name, times in Counter(names).items() if times > 1]
     unknown = [name for name in names if name not in images]
     if twice or unknown:
         raise ValueError(
