@@ -273,6 +273,7 @@ class Amber:
         similarity: when words are alike. ``none``: never. ``spacy``: by the vectors of ``spacy_model``, as the official
             script. In Python also a function of two words.
         spacy_model: a model of spaCy with vectors.
+        max_new_tokens: of an answer, where a model is asked.
 
     Source: Wang et al. 2023, arXiv:2311.07397; code junyangwang0410/AMBER@534babf, inference.py.
     Differs: annotations are found by their ids, not by their places.
@@ -286,6 +287,7 @@ class Amber:
     tagger: str | Nouns = "builtin"
     similarity: str | Similarity = "none"
     spacy_model: str = "en_core_web_lg"
+    max_new_tokens: int = 1024
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.kinds if kind not in KINDS]

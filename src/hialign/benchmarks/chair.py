@@ -157,6 +157,7 @@ class Chair:
         lemmatizer: how words are made singular. ``builtin``: what the table knows. ``pattern``: as the original code,
             with its faults. ``nltk``: as HALVA and less-is-more, by a tagger and WordNet. In Python also a function
             from a text to its words.
+        max_new_tokens: of an answer, where a model is asked.
 
     Source: Rohrbach et al. 2018, arXiv:1809.02156; code LisaAnne/Hallucination@6e4d33c, utils/chair.py.
     Differs: an image's truth is of its own split; an image without annotations is an error; ``hallucination_idxs``
@@ -170,6 +171,7 @@ class Chair:
     prompt: str = "Please describe this image in detail."
     synonyms: str | None = None
     lemmatizer: str | Words = "builtin"
+    max_new_tokens: int = 1024
 
     @cached_property
     def entries(self) -> dict[str, Image]:

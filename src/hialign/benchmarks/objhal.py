@@ -146,6 +146,7 @@ class ObjHal:
             ``spacy_model``. In Python also a function from a text to its words with their tags.
         lemmatizer: how words of captions, and of answers without a judge, are made singular. ``builtin``: what the
             table knows. ``nltk``: WordNet, as if every word were a noun. In Python also a function.
+        max_new_tokens: of an answer, where a model is asked.
 
     Source: Yu et al. 2024, arXiv:2312.00849; code RLHF-V/RLHF-V@8daac8a, eval_gpt_obj_halbench.py; LVUGAI/CHiP@e7f5193.
     Differs: a missing or unreadable reply is an error, where theirs drops the answer.
@@ -162,6 +163,7 @@ class ObjHal:
     tagger: str | Tagger = "builtin"
     spacy_model: str = "en_core_web_trf"
     lemmatizer: str | Words = "builtin"
+    max_new_tokens: int = 1024
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
@@ -228,6 +230,11 @@ class ObjHal:
         entries = read_entries(answers, "answers: a json list or a jsonl of objects with image_id and answer")
         texts = {name: self._text(entry) for name, entry in self.entries.items()}
         return join(entries, texts, file=answers, key=image_key)
+
+    @property
+    def needs_replies(self) -> bool:
+        """Whether a judge has to reply before answers can be scored."""
+        return self.judge and self.replies is None
 
     def requests(self, answers: Answers) -> dict[str, str]:
         """The prompts to the judge by the questions' ids; answers of up to three words need none."""
