@@ -238,6 +238,8 @@ def _describe(logs: Logs, model: Model, resume_from: Checkpoint | None) -> None:
         logs.say(f"resuming from {resume_from.folder}")
     sizes = ", ".join(f"{row.part} {row.total:,}" for row in count_parameters(model.root))
     logs.say(f"parameters: {sizes}")
+    if model.note:
+        logs.say(f"NOTE: {model.note}")
 
 
 class _SkipList:
