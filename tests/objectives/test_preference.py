@@ -202,6 +202,14 @@ def test_a_term_that_the_loss_does_not_have_is_named(model):
         Preference(dpo, terms=["images"])
 
 
+def test_only_the_printed_token_term_is_unbounded_and_only_image_terms_need_another_image():
+    made = {name: Preference(loss) for name, loss in LOSSES.items()}
+    assert [name for name, objective in made.items() if objective.unbounded] == ["chip_paper"]
+    assert [name for name, objective in made.items() if objective.needs_corrupted] == ["mdpo", "chip", "chip_paper"]
+    for bounded in (Preference(chip, terms=["images"]), Preference(partial(chip, gamma=0.0))):
+        assert bounded.unbounded == ""
+
+
 def test_reference_free_dpo_asks_for_no_reference():
     objective = Preference(dpo, terms=[])
     assert not objective.needs_reference

@@ -63,7 +63,26 @@ def test_a_preference_stage_behind_another_says_to_start_from_a_run(workshop, tm
 def test_a_loss_over_images_without_a_corrupted_one_names_the_key(workshop):
     done = workshop.hialign("train", "experiment=chip", *COMMON, "stages.prefer.corrupt=null", "name=bare")
     assert done.code == 1
-    assert "set the stage's corrupt" in done.err
+    assert "stages.prefer.corrupt: not given, and stages.prefer.outer.objective compares with" in done.err
+    assert not workshop.run("bare", "chip").exists()
+
+
+def test_chip_as_printed_is_warned_of_once_before_anything_is_read(workshop):
+    """Its term of tokens falls without end; the released form has none such, nor has the printed one without it."""
+    cases = {
+        "printed": ("outer=chip_paper",),
+        "form": ("outer.objective.loss.form=paper", "outer.objective.loss.beta=0.5"),
+        "without": ("outer=chip_paper", "+outer.objective.terms=[images,segments]"),
+        "released": (),
+    }
+    for name, overrides in cases.items():
+        done = workshop.hialign("train", "experiment=chip", *COMMON, *overrides, f"name=warned_{name}")
+        assert done.code == 0, done.err
+        log = (workshop.run(f"warned_{name}", "chip") / "log.txt").read_text()
+        assert log.count("no lower bound") == (name in ("printed", "form"))
+        if name == "printed":
+            assert log.splitlines()[0].endswith("terms=[images, segments] leaves it out")
+            assert "WARNING stages.prefer.outer.objective: loss.form=paper" in log.splitlines()[0]
 
 
 def test_a_run_taken_up_again_compares_with_the_same_reference(workshop):

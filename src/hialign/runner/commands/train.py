@@ -110,6 +110,8 @@ def _train(
     trackers = [build(node, f"tracker.{key}", config.allow) for key, node in config.tracker.items()]
     after = _total_step(resume_from)
     with Logs(folder, trackers, plain, main=distributed.is_main(), after=after) as logs:
+        for doubt in schema.doubts(config):
+            logs.say(f"WARNING {doubt}")
         skips = _SkipList(folder, logs)
         sources = assemble.read_data(config, skips)
         model = assemble.build_model(config)
