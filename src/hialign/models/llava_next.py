@@ -27,8 +27,10 @@ def flat_config(config: LlavaNextConfig) -> LlavaConfig:
         many tokens each as the tower has patches.
     Differs: nothing.
     """
-    shared = ("vision_config", "text_config", "image_token_index", "projector_hidden_act", "vision_feature_layer")
-    shared += ("vision_feature_select_strategy", "multimodal_projector_bias", "tie_word_embeddings")
+    shared = (
+        *("vision_config", "text_config", "image_token_index", "projector_hidden_act", "multimodal_projector_bias"),
+        *("vision_feature_layer", "vision_feature_select_strategy", "tie_word_embeddings"),
+    )
     return LlavaConfig(**{key: getattr(config, key) for key in shared})
 
 

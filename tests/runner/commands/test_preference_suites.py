@@ -154,3 +154,54 @@ def test_the_pairs_may_be_another_suites(suites: Any) -> None:
     assert done.code == 0, done.err
     config = (suites.run("other_pairs", "hierarchical_dpo") / "config.yaml").read_text()
     assert "hialign.data.flickr8k" in config
+
+
+def write_text(root: Path, *, more: tuple[dict[str, Any], ...] = ()) -> None:
+    """Preferences without images, in the json suite's layout."""
+    root.mkdir()
+    entries = [{"prompt": f"What is {number} and one?", **answers(number)} for number in range(8)]
+    (root / "preferences.jsonl").write_text("\n".join(json.dumps(entry) for entry in (*entries, *more)))
+
+
+TEXT = ("data=json_preferences", "data.root=text", "data.preference.images=null", *MODEL, *STAGE)
+
+
+def test_a_set_without_images_trains_dpo_and_is_refused_by_name_where_images_are_compared(suites: Any) -> None:
+    write_text(suites.folder / "text")
+    done = suites.hialign("train", "experiment=dpo", *TEXT, "name=text")
+    assert done.code == 0, done.err
+    row = json.loads((suites.run("text", "dpo") / "metrics.jsonl").read_text().splitlines()[0])
+    assert row["outer_loss"] == pytest.approx(0.693147, abs=1e-5)
+    for experiment, wanted in (
+        ("chip", "it has no image, and corrupt='noise' wants one"),
+        ("mdpo", "it has no image, and corrupt='zoom' wants one"),
+        ("hierarchical_dpo", "a preference of 0 images is no captioned one"),
+    ):
+        done = suites.hialign("train", f"experiment={experiment}", *TEXT, "name=text")
+        assert (done.code, wanted in done.err) == (1, True), done.err
+
+
+BAD = {
+    "identical": ({"prompt": "What?", "chosen": "A cup.", "rejected": "A  cup."}, "chosen and rejected are the same"),
+    "empty": ({"prompt": "What?", "chosen": "A cup.", "rejected": " "}, "rejected is empty"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_pair_that_is_none_is_named_or_with_skip_listed(suites: Any, case: str) -> None:
+    entry, problem = BAD[case]
+    write_text(suites.folder / case, more=(entry,))
+    common = ("experiment=dpo", *TEXT, f"data.root={case}", "stages.prefer.steps=1")
+    done = suites.hialign("train", *common, f"name={case}")
+    assert done.code == 1
+    assert f"{case}/preferences.jsonl: line 9: {problem}" in done.err
+    done = suites.hialign("train", *common, f"name={case}_skipped", "data.on_error=skip")
+    assert done.code == 0, done.err
+    skipped = (suites.run(f"{case}_skipped", "dpo") / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["problem"].startswith(problem) for line in skipped] == [True]
+
+
+def test_an_image_that_is_cut_is_named_with_the_setting_and_never_read_in_part(suites: Any) -> None:
+    done = train(suites, "dpo", "rlhf_v", "stages.prefer.max_length=12", "name=cut")
+    assert done.code == 1
+    assert "some of an image lie behind max_length=12; raise max_length" in done.err
