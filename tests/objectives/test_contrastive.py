@@ -1,4 +1,4 @@
-"""Contrastive on a stand-in for the model."""
+"""Contrastive on a stand-in for the model, and HACL on a small one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hialign.batch import PairBatch, Tokens
-from hialign.objectives import Contrastive
+from hialign.batch import HallucinatedBatch, PairBatch, Tokens
+from hialign.losses import hacl
+from hialign.models import tiny
+from hialign.objectives import Contrastive, Hacl
 
 
 class Table:
@@ -160,3 +162,40 @@ def test_contrastive_reads_whole_batches_of_pairs():
 def test_unknown_repeated_or_no_pairs_are_an_error(pairs: list[str]):
     with pytest.raises(ValueError, match="wanted a list of one or more, each once, of clip, projector, llm"):
         Contrastive(pairs)
+
+
+def padded(rows: list[list[int]]) -> Tokens:
+    length = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+    return Tokens(ids=ids, mask=mask, labels=torch.full_like(ids, -100))
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_hacl_is_its_loss_on_states_of_separate_forward_passes(form: str):
+    """Each image and each caption alone, as transformers reads it; the last state is where the end token stands."""
+    model = tiny(seed=0, width=32, layers=2, image_size=32, patch_size=16)
+    llava, end = model.root.llava, model.processor.tokenizer.eos_token_id
+    image = [llava.config.image_token_index] * model.num_image_tokens + [end]
+    captions = [[2, 1000, 1001, end], [2, 1002, end], [2, 1003, 1004, 1005, end]]
+    wrong = [[2, 1010, end], [2, 1011, 1012, 1013, 1014, end], [2, 1015, end]]
+    pixels = torch.randn(3, 3, 32, 32)
+    batch = HallucinatedBatch(
+        records=("a", "b", "c"),
+        pixel_values=pixels,
+        caption=padded(captions),
+        clip_caption=None,
+        hallucinated=padded(wrong),
+        clip_hallucinated=None,
+    )
+
+    def read(side: str, ids: list[int], **pictures: Tensor) -> Tensor:
+        states = llava(input_ids=torch.tensor([ids]), output_hidden_states=True, **pictures).hidden_states[-1][0, -1]
+        return model.root.alignment.heads[f"llm_{side}"](states)
+
+    images = torch.stack([read("image", image, pixel_values=pixels[row : row + 1]) for row in range(3)])
+    texts, hallucinated = (torch.stack([read("text", ids) for ids in rows]) for rows in (captions, wrong))
+    expected = 3 * hacl(images, texts, hallucinated, form=form, temperature=0.07)
+    result = model.root(Hacl(form=form), batch)
+    torch.testing.assert_close(result.loss_sum, expected, rtol=1e-4, atol=1e-5)
+    assert result.weight.item() == 3
