@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hialign.batch import HallucinatedBatch, PairBatch, Tokens
-from hialign.losses import hacl
+from hialign.losses import hacl, info_nce_floor
 from hialign.models import tiny
 from hialign.objectives import Contrastive, Hacl
 
@@ -75,6 +75,16 @@ def test_the_loss_is_the_sum_over_pairs_of_the_mean_of_both_directions(pairs: tu
     losses = {pair: slow(table.images[pair], table.texts[pair], 0.5, records) for pair in pairs}
     assert result.loss_sum.item() / result.weight.item() == pytest.approx(sum(losses.values()), rel=1e-6)
     assert table.asked == [pairs, pairs]  # each side of the model runs once for all pairs
+
+
+def test_a_fixed_temperature_is_the_losss_and_the_floors_whatever_the_models_is():
+    records = ("a", "b", "c", "d")
+    table = random_table(("clip",), rows=4, temperature=0.5)
+    result = Contrastive(["clip"], temperature=0.2)(table, pair_batch(*records))
+    assert result.loss_sum.item() / 4 == pytest.approx(slow(table.images["clip"], table.texts["clip"], 0.2, records))
+    assert float(result.numbers["floor"]) == pytest.approx(float(info_nce_floor(4, torch.tensor([0.2]))), rel=1e-6)
+    result.loss_sum.backward()
+    assert table.temperature.grad is None
 
 
 def test_each_pairs_loss_is_logged_without_a_graph():
@@ -173,8 +183,11 @@ def padded(rows: list[list[int]]) -> Tokens:
 
 @pytest.mark.parametrize("form", ["paper", "released"])
 def test_hacl_is_its_loss_on_states_of_separate_forward_passes(form: str):
-    """Each image and each caption alone, as transformers reads it; the last state is where the end token stands."""
-    model = tiny(seed=0, width=32, layers=2, image_size=32, patch_size=16)
+    """Each image and each caption alone, as transformers reads it; the last state is where the end token stands.
+
+    The temperature is HACL's own, not the model's.
+    """
+    model = tiny(seed=0, width=32, layers=2, image_size=32, patch_size=16, temperature=0.2)
     llava, end = model.root.llava, model.processor.tokenizer.eos_token_id
     image = [llava.config.image_token_index] * model.num_image_tokens + [end]
     captions = [[2, 1000, 1001, end], [2, 1002, end], [2, 1003, 1004, 1005, end]]
