@@ -212,3 +212,101 @@ def test_hacl_is_its_loss_on_states_of_separate_forward_passes(form: str):
     result = model.root(Hacl(form=form), batch)
     torch.testing.assert_close(result.loss_sum, expected, rtol=1e-4, atol=1e-5)
     assert result.weight.item() == 3
+
+
+class Held:
+    """Embeddings of a batch of images, captions and hallucinated captions, and a model's temperature."""
+
+    temperature = torch.tensor([0.5])
+
+    def __init__(self, rows: int) -> None:
+        self.images, self.texts, self.wrong = (
+            torch.randn(rows, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)
+        )
+
+    @property
+    def embeddings(self) -> dict[str, Tensor]:
+        return {"image/llm": self.images, "text/llm": self.texts, "hallucinated/llm": self.wrong}
+
+
+def mean_loss(objective: Hacl, batch: Held, records: str) -> float:
+    return objective.loss(batch, batch.embeddings, tuple(records)).loss_sum.item() / len(records)
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_a_queue_holds_the_last_rows_of_earlier_batches_which_get_no_gradient(form: str):
+    objective, batches = Hacl(form=form, queue=4), [Held(3) for _ in range(3)]
+    for number, (batch, records) in enumerate(zip(batches, ("abc", "def", "ghi"), strict=True)):
+        objective.remember()
+        queues = {}
+        if number:
+            queues = {
+                "image_queue": torch.cat([before.images for before in batches[:number]])[-4:],
+                "caption_queue": torch.cat([before.texts for before in batches[:number]])[-4:],
+            }
+        rows = batch.images, batch.texts, batch.wrong
+        expected = hacl(*rows, form=form, temperature=0.07, **queues)
+        result = objective.loss(batch, batch.embeddings, tuple(records))
+        torch.testing.assert_close(result.loss_sum / 3, expected)
+        assert result.numbers["queued"] == min(4, 3 * number)
+        earlier = [before.images for before in batches[:number]]
+        slopes = torch.autograd.grad(result.loss_sum, [batch.images, *earlier], allow_unused=True)
+        assert [slope is not None for slope in slopes] == [True, *[False] * number]
+
+
+def test_a_batch_looked_at_again_or_in_part_meets_the_same_queue_and_is_remembered_as_first_seen():
+    objective, first, second, other = Hacl(queue=8), Held(4), Held(4), Held(4)
+    mean_loss(objective, other, "wxyz")  # a probe, before training
+    objective.remember()
+    assert mean_loss(objective, first, "abcd") == pytest.approx(mean_loss(Hacl(), first, "abcd"))
+    objective.remember()
+    seen = [mean_loss(objective, batch, "efgh") for batch in (second, other, second)]  # the other: at other weights
+    mean_loss(objective, Held(2), "ef")
+    assert (seen[0], seen[0] == seen[1]) == (seen[2], False)
+    objective.remember()
+    torch.testing.assert_close(
+        objective.earlier.beside("image/llm", first.images[:0])[:8], torch.cat([first.images, second.images])
+    )
+
+
+def test_a_queued_row_of_the_same_record_is_no_negative():
+    batch, again = Held(3), Held(3)
+    objective = Hacl(queue=3)
+    objective.remember()
+    mean_loss(objective, batch, "abc")
+    objective.remember()
+    assert mean_loss(objective, again, "abc") < mean_loss(objective, again, "xyz")
+    same = torch.cat([torch.eye(3), torch.eye(3)], dim=1).bool()
+    expected = hacl(
+        again.images,
+        again.texts,
+        again.wrong,
+        all_images=torch.cat([again.images, batch.images]),
+        all_captions=torch.cat([again.texts, batch.texts]),
+        same=same,
+        temperature=0.07,
+    )
+    assert mean_loss(objective, again, "abc") == pytest.approx(expected.item())
+
+
+def test_a_saved_queue_goes_on_with_the_batch_that_waits():
+    objective, again, batches = Hacl(queue=4), Hacl(queue=4), [Held(3) for _ in range(3)]
+    for batch, records in zip(batches[:2], ("abc", "def"), strict=True):
+        objective.remember()
+        mean_loss(objective, batch, records)
+    again.load_state_dict(objective.state_dict())
+    mean_loss(again, Held(3), "uvw")  # a probe leaves what waits as it is
+    for one in (objective, again):
+        one.remember()
+    assert mean_loss(objective, batches[2], "ghi") == mean_loss(again, batches[2], "ghi")
+    assert len(again.earlier) == 4
+
+
+def test_without_a_queue_nothing_is_kept_and_less_than_none_is_refused():
+    objective, batch = Hacl(), Held(3)
+    for _ in range(2):
+        objective.remember()
+        assert "queued" not in objective.loss(batch, batch.embeddings, tuple("abc")).numbers
+    assert objective.state_dict() == {"queues": {}, "waiting": {}}
+    with pytest.raises(ValueError, match="queue: got -1, wanted 0 for none"):
+        Hacl(queue=-1)

@@ -100,3 +100,20 @@ def test_a_run_taken_up_again_compares_with_the_same_reference(workshop):
     assert done.code == 0, done.err
     whole, cut = (rows(workshop, "dpo", name) for name in ("whole", "cut"))
     assert [row["outer_loss"] for row in cut] == [row["outer_loss"] for row in whole]
+
+
+def test_hacl_with_a_queue_goes_on_after_a_stop_as_if_there_had_been_none(workshop):
+    """What the queue holds is part of a checkpoint, and measuring a step leaves nothing in it."""
+    steps = ("stages.pretrain.steps=4", "stages.pretrain.batch_size=4", "~stages.finetune", "inner.objective.queue=6")
+    common = ("experiment=hacl", "data=tabletop", "model=tabletop", *steps, "trainer.save_every=2", "trainer.keep=3")
+    assert workshop.hialign("train", *common, "trainer.diagnose_every=0", "name=queue_whole").code == 0
+    assert workshop.hialign("train", *common, "trainer.diagnose_every=1", "name=queue_cut").code == 0
+    folder = workshop.run("queue_cut", "hacl")
+    shutil.rmtree(folder / "checkpoints" / "pretrain" / "step-000004")
+    shutil.rmtree(folder / "model")
+    (folder / "status.json").write_text('{"state": "preempted"}\n')
+    done = workshop.hialign("train", *common, "trainer.diagnose_every=1", "name=queue_cut", "resume=auto")
+    assert done.code == 0, done.err
+    whole, cut = (rows(workshop, "hacl", f"queue_{name}") for name in ("whole", "cut"))
+    assert [row["inner_queued"] for row in whole] == [0, 4, 6, 6]
+    assert [row["inner_loss"] for row in cut] == [row["inner_loss"] for row in whole]
