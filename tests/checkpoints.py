@@ -1,4 +1,4 @@
-"""Small checkpoints in the files of real ones: two language models, a CLIP of Hugging Face's and one of open_clip's."""
+"""Small checkpoints in the files of real ones: language models, CLIPs of two libraries, a LLaVA-1.6."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
+    AutoTokenizer,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessor,
+    LlavaNextProcessor,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -34,6 +39,7 @@ _SMALL = {
     "max_position_embeddings": 1024,
     "initializer_range": 0.2,  # large, so that no two texts get logits that are nearly the same
 }
+_TILES = [[32, 64], [64, 32], [64, 64]]
 
 
 def _bytes(specials: list[str]) -> Tokenizer:
@@ -107,6 +113,32 @@ def write_clip(folder: Path) -> Path:
     model.save_pretrained(folder)
     clip_tokenizer().save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def write_llava_next(folder: Path, clip: Path, llama: Path) -> Path:
+    """A LLaVA-1.6 of the tower of ``clip`` and the language model ``llama``: an image in tiles and as a whole."""
+    torch.manual_seed(3)
+    tokenizer = AutoTokenizer.from_pretrained(llama, padding_side="left")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"], "pad_token": "<pad>"})
+    text_config = LlamaConfig.from_pretrained(llama, vocab_size=320)
+    config = LlavaNextConfig(
+        vision_config=CLIPConfig.from_pretrained(clip).vision_config,
+        text_config=text_config,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=_TILES,
+    )
+    model = LlavaNextForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    images = LlavaNextImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}, image_grid_pinpoints=_TILES
+    )
+    LlavaNextProcessor(
+        images, tokenizer, patch_size=8, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    ).save_pretrained(folder)
     return folder
 
 

@@ -81,13 +81,15 @@ def draw_captioned(drawing: ModuleType) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """Folders of small checkpoints: language models, ``clip``; and ``open_clip``, which makes one."""
+    """Folders of small checkpoints: language models, ``clip``, ``llava_next``; and ``open_clip``, which makes one."""
     write = beside("checkpoints")
     folder = tmp_path_factory.mktemp("checkpoints")
+    llama, clip = write.write_llama(folder / "llama"), write.write_clip(folder / "clip")
     return SimpleNamespace(
-        llama=str(write.write_llama(folder / "llama")),
+        llama=str(llama),
         sentencepiece_llama=str(write.write_sentencepiece_llama(folder / "sentencepiece_llama")),
         qwen2=str(write.write_qwen2(folder / "qwen2")),
-        clip=str(write.write_clip(folder / "clip")),
+        clip=str(clip),
+        llava_next=str(write.write_llava_next(folder / "llava_next", clip, llama)),
         open_clip=write.register_open_clip,
     )

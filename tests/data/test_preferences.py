@@ -11,9 +11,11 @@ from hialign.data import (
     BadRecord,
     Preference,
     Turn,
+    chosen_captions,
     hub_preferences,
     json_preferences,
     load_image,
+    mix,
     rlhf_v_preferences,
 )
 
@@ -268,3 +270,38 @@ def test_rlhf_v_needs_an_image_in_every_row_and_its_two_columns(table, cell):
 def test_a_preference_counts_the_words_of_its_longer_row():
     answers = Answer("a b"), Answer("a b c d")
     assert Preference("x", (), (Turn("one two", "three"), Turn("four", "")), answers).words == 2 + 1 + 1 + 1 + 4
+
+
+def test_chosen_answers_of_one_image_are_its_captions_and_what_describes_none_is_listed(files):
+    more = [
+        {"id": "b", "images": ["1.jpg"], "prompt": "Where?", "chosen": "On the table.", "rejected": "On the floor."},
+        {"id": "c", "images": ["1.jpg"], "prompt": "What?", "chosen": "A red cup.", "rejected": "A red dog."},
+        {"id": "d", "images": ["2.jpg"], "prompt": "What?", "chosen": "A plate and a fork.", "rejected": "A fork."},
+    ]
+    data = chosen_captions(json_preferences(**files([*ENTRIES, *more])))
+    assert [(record.id, record.image.name, record.captions) for record in data.records] == [
+        ("b", "1.jpg", ("On the table.", "A red cup.")),
+        ("d", "2.jpg", ("A plate and a fork.",)),
+    ]
+    assert [(skipped.record, skipped.problem) for skipped in data.skipped] == [
+        ("7", "its chosen answer, of 1 words, is no caption"),
+        ("8", "its chosen answer, of 2 words, is no caption"),
+        ("a", "its chosen answer, of 2 words, is no caption"),
+        ("a#2", "its chosen answer, of 2 words, is no caption"),
+        ("record 2", "a preference of 2 images is no captioned one"),
+        ("record 3", "a preference of 0 images is no captioned one"),
+    ]
+    assert "A cup." in chosen_captions(json_preferences(**files(ENTRIES)), least_words=2).records[0].captions
+
+
+def test_chosen_captions_keep_what_was_skipped_before_them_and_want_preferences(table, cell):
+    bad = json.dumps({"question": "What?", "chosen": "A red cup.", "rejected": ""})
+    good = json.dumps({"question": "What?", "chosen": "A red cup.", "rejected": "A dog."})
+    preferences = rlhf_v_preferences(table({"image": [cell(0), cell(9)], "text": [bad, good]}), on_error="skip")
+    data = chosen_captions(preferences)
+    assert [skipped.record for skipped in data.skipped] == ["row 0"]
+    assert load_image(data.records[0]).getpixel((0, 0)) == (9, 0, 0)
+    with pytest.raises(ValueError, match="preferences: got Mixture, wanted one data set of Preference"):
+        chosen_captions(mix([preferences], [1.0]))
+    with pytest.raises(ValueError, match="preferences: got CaptionedImage, wanted one data set of"):
+        chosen_captions(data)

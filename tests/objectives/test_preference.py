@@ -8,7 +8,17 @@ import pytest
 import torch
 
 from hialign.batch import LanguageBatch, PreferenceBatch, Tokens
-from hialign.losses import chip, ddpo, dpo, mdpo, sequence_logps, tdpo, token_kl, token_logps
+from hialign.losses import (
+    changed_token_weights,
+    chip,
+    ddpo,
+    dpo,
+    mdpo,
+    sequence_logps,
+    tdpo,
+    token_kl,
+    token_logps,
+)
 from hialign.models import tiny
 from hialign.objectives import Halva, Preference
 from hialign.objectives.preference import tail
@@ -117,7 +127,8 @@ def plain(root, batch):
     """What the losses need, from a forward pass of each side as transformers has it."""
 
     def read(pixels, side):
-        logits = root.llava(input_ids=side.ids, attention_mask=side.mask, pixel_values=pixels).logits
+        images = {} if pixels is None or not len(pixels) else {"pixel_values": pixels}
+        logits = root.llava(input_ids=side.ids, attention_mask=side.mask, **images).logits
         return logits, token_logps(logits, side.labels)
 
     found = {}
@@ -131,44 +142,69 @@ def plain(root, batch):
     return found
 
 
-def test_dpo_is_the_loss_on_logits_of_separate_forward_passes(trained):
+def given(root, batch, *, gamma):
+    """Every argument that a loss of preference has, by its name: per token, and as sums under ``by_row``."""
+    found = plain(root, batch)
+    labels = {
+        "chosen": batch.chosen.labels,
+        "rejected": batch.rejected.labels,
+        "corrupted": batch.chosen.labels,
+    }
+    by_token = {f"{model}_{side}": found[model][side][1] for model in found for side in labels}
+    by_row = {name: sequence_logps(logps, labels[name.split("_")[1]]) for name, logps in by_token.items()}
+    weights = changed_token_weights(labels["chosen"], labels["rejected"], gamma=gamma)
+    rest = dict(zip(("chosen_weights", "rejected_weights"), weights, strict=True))
+    for side in ("chosen", "rejected"):
+        rest[f"{side}_kl"] = token_kl(found["policy"][side][0], found["reference"][side][0], labels[side]).sum(-1)
+    return by_token | rest, by_row | rest
+
+
+PAIR = ("policy_chosen", "policy_rejected", "reference_chosen", "reference_rejected")
+IMAGES = ("policy_corrupted", "reference_corrupted")
+WEIGHTS, KLS = ("chosen_weights", "rejected_weights"), ("chosen_kl", "rejected_kl")
+READS = {  # whether a loss reads single tokens, and which arguments it has
+    "dpo": (False, PAIR),
+    "ipo": (False, PAIR),
+    "ddpo": (True, PAIR + WEIGHTS),
+    "tdpo": (False, PAIR + KLS),
+    "mdpo": (False, PAIR + IMAGES),
+    "chip": (True, PAIR + IMAGES + WEIGHTS + KLS),
+    "chip_paper": (True, PAIR + IMAGES + WEIGHTS + KLS),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_baseline_is_its_loss_on_logits_of_separate_forward_passes(trained, name):
     batch = make_batch(trained)
-    found = plain(trained.root, batch)
-    sums = [
-        sequence_logps(found[model][side][1], getattr(batch, side).labels)
-        for model in ("policy", "reference")
-        for side in ("chosen", "rejected")
-    ]
-    expected = dpo(*sums, beta=0.3, reduction="sum")
-    torch.testing.assert_close(trained.root(Preference(LOSSES["dpo"]), batch).loss_sum, expected, rtol=1e-4, atol=1e-5)
+    by_token, names = READS[name]
+    found = given(trained.root, batch, gamma=4.0)[0 if by_token else 1]
+    expected = LOSSES[name](**{argument: found[argument] for argument in names}, reduction="sum")
+    result = trained.root(Preference(LOSSES[name], changed=4.0), batch)
+    torch.testing.assert_close(result.loss_sum, expected, rtol=1e-4, atol=1e-5)
+    assert result.weight.item() == 3
+    # the test could tell: the loss at the start is another one
+    assert (expected - at_the_start(trained, LOSSES[name], batch)).abs() > 1e-3
 
 
-def test_chip_is_the_loss_on_logits_of_separate_forward_passes(trained):
-    from hialign.losses import changed_token_weights
+def at_the_start(model, loss, batch):
+    """The same objective where the policy still is the reference."""
+    with model.root.reference() as start:
+        return Preference(loss, changed=4.0)(start, batch).loss_sum
 
-    batch = make_batch(trained)
-    found = plain(trained.root, batch)
-    labels = [getattr(batch, side).labels for side in ("chosen", "rejected")]
-    weights = changed_token_weights(*labels, gamma=4.0)
-    kls = [
-        token_kl(found["policy"][side][0], found["reference"][side][0], getattr(batch, side).labels).sum(-1)
-        for side in ("chosen", "rejected")
-    ]
-    expected = chip(
-        found["policy"]["chosen"][1],
-        found["policy"]["rejected"][1],
-        found["reference"]["chosen"][1],
-        found["reference"]["rejected"][1],
-        found["policy"]["corrupted"][1],
-        found["reference"]["corrupted"][1],
-        *weights,
-        *kls,
-        beta=0.1,
-        form="released",
-        reduction="sum",
-    )
-    objective = Preference(LOSSES["chip"], changed=4.0)
-    torch.testing.assert_close(trained.root(objective, batch).loss_sum, expected, rtol=1e-4, atol=1e-5)
+
+@pytest.mark.parametrize("images", [(0, 0, 0), (0, 1, 2)])
+def test_rows_of_text_alone_are_read_as_by_separate_forward_passes(trained, images):
+    """Also beside rows with images: theirs must not slip into the wrong row."""
+    batch = make_batch(trained, corrupted=False, images=images)
+    found = given(trained.root, batch, gamma=4.0)
+    for name in ("dpo", "ddpo", "tdpo"):
+        by_token, names = READS[name]
+        wanted = LOSSES[name](
+            **{argument: found[0 if by_token else 1][argument] for argument in names}, reduction="sum"
+        )
+        for shared in (True, False):
+            objective = Preference(LOSSES[name], changed=4.0, shared_prefix=shared)
+            torch.testing.assert_close(trained.root(objective, batch).loss_sum, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_at_the_start_every_margin_is_zero(model):
@@ -200,6 +236,14 @@ def test_without_its_terms_chip_is_dpo(trained):
 def test_a_term_that_the_loss_does_not_have_is_named(model):
     with pytest.raises(ValueError, match="terms: got images, wanted some of reference"):
         Preference(dpo, terms=["images"])
+
+
+def test_only_the_printed_token_term_is_unbounded_and_only_image_terms_need_another_image():
+    made = {name: Preference(loss) for name, loss in LOSSES.items()}
+    assert [name for name, objective in made.items() if objective.unbounded] == ["chip_paper"]
+    assert [name for name, objective in made.items() if objective.needs_corrupted] == ["mdpo", "chip", "chip_paper"]
+    for bounded in (Preference(chip, terms=["images"]), Preference(partial(chip, gamma=0.0))):
+        assert bounded.unbounded == ""
 
 
 def test_reference_free_dpo_asks_for_no_reference():

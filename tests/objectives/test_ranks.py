@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from hialign import distributed
 from hialign.batch import PairBatch, Tokens
-from hialign.objectives import Contrastive
+from hialign.objectives import Contrastive, Hacl
 
 RANKS, ROWS = 2, 3  # rows of each rank
 PAIRS = ("clip", "projector")
@@ -71,6 +71,18 @@ def contrastive(records: tuple[str, ...], rows: slice) -> dict[str, Any]:
     }
 
 
+def queued(rows: slice) -> Tensor:
+    """The loss of HACL's third batch behind a queue of the first two, added over the ranks."""
+    objective, towers = Hacl(queue=2 * RANKS * ROWS - 1), Towers()
+    generator = torch.Generator().manual_seed(6)
+    for records in ("abcdef", "ghiajk", "lamnog"):
+        objective.remember()
+        made = torch.randn(3, RANKS * ROWS, 4, generator=generator, dtype=torch.float64)[:, rows]
+        embeddings = dict(zip(("image/llm", "text/llm", "hallucinated/llm"), made, strict=True))
+        loss = objective.loss(towers, embeddings, tuple(records[rows])).loss_sum
+    return distributed.sum_(loss.clone())
+
+
 def all_rows() -> Tensor:
     return torch.randn(RANKS * ROWS, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
@@ -105,6 +117,7 @@ def run_rank(rank: int, folder: Path) -> None:
         "broadcast": broadcast,
         "objects": distributed.all_objects({"rank": rank}),
         "who": (distributed.active(), distributed.rank(), distributed.world_size(), distributed.is_main()),
+        "queued": queued(mine),
         **{name: contrastive(records, mine) for name, records in RECORDS.items()},
     }
     torch.save(seen, folder / f"rank{rank}.pt")
@@ -172,6 +185,12 @@ def test_repeated_records_change_the_loss():
     # else the case above could not tell a mask that looks at its own rank only
     repeated, distinct = (contrastive(RECORDS[case], slice(None))["loss"] for case in ("repeated", "distinct"))
     assert abs(repeated - distinct) > 0.01
+
+
+@pytest.mark.distributed
+def test_a_queue_is_the_same_on_every_rank_and_holds_the_rows_of_all(ranks):
+    for seen in ranks:
+        torch.testing.assert_close(seen["queued"], queued(slice(None)), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.distributed

@@ -244,3 +244,13 @@ def test_a_recipes_lora_settings_hold_and_can_be_overridden(validated: Compose) 
     assert (validated(*recipe).lora.rank, validated(*recipe).lora.alpha) == (8, 16)
     assert validated(*recipe, "lora.rank=4").lora.rank == 4
     assert validated("experiment=hierarchical", "data=flickr8k", "data.root=x").lora.rank == 128  # LLaVA's
+
+
+@pytest.mark.parametrize("suite", ["rlhf_v", "preferences", "json_preferences", "halva"])
+def test_a_preference_suite_serves_the_inner_level_by_its_chosen_answers(validated: Compose, suite: str) -> None:
+    kinds = ("hierarchical_dpo", "hierarchical_chip", *(("hierarchical_halva",) if suite == "halva" else ()))
+    for experiment in kinds:
+        config = validated(f"experiment={experiment}", f"data={suite}", "data.root=/nowhere")
+        pairs = config.stages.prefer.inner.data.pairs
+        assert pairs._target_ == "hialign.data.chosen_captions"
+        assert pairs.preferences == config.stages.prefer.outer.data.preference

@@ -194,6 +194,21 @@ REFUSED = {
         f"{STAGE}.outer.data.caption: got 'pictures'",
         "_target_",
     ),
+    "images to compare and none corrupted": (
+        ("experiment=mdpo", "data=tabletop", "stages.prefer.corrupt=null"),
+        "stages.prefer.corrupt: not given, and stages.prefer.outer.objective compares with a corrupted image",
+        "set stages.prefer.corrupt=noise|zoom",
+    ),
+    "an unknown corruption": (
+        ("experiment=dpo", "data=tabletop", "stages.prefer.corrupt=blur"),
+        "stages.prefer.corrupt: got 'blur'",
+        "noise, zoom, grey",
+    ),
+    "phrases of a suite that marks none": (
+        ("experiment=halva", "data=rlhf_v", ROOT),
+        "stages.prefer.outer.data.preference: data=rlhf_v has no phrases",
+        "it has ",
+    ),
     "a level without data": (
         (*TWO_LEVELS, f"{STAGE}.outer={{objective: 3}}"),
         f"{STAGE}.outer: ",

@@ -12,10 +12,12 @@ from hialign.data.records import (
     IMAGE,
     Answer,
     BadRecord,
+    CaptionedImage,
     Dataset,
     ImageSource,
     Part,
     Preference,
+    Skipped,
     Turn,
     check_on_error,
 )
@@ -104,6 +106,39 @@ def hub_preferences(
             problems.add(error.record, error.problem, error.fix)
     parted = split_records(records, part, holdout=holdout, seed=split_seed)
     return Dataset(label(path, split), parted, tuple(problems.skipped), on_error)
+
+
+def chosen_captions(preferences: Dataset[Preference], *, least_words: int = 3) -> Dataset[CaptionedImage]:
+    """Each image of ``preferences`` with the chosen answers about it for captions: what contrast can read of it.
+
+    An answer is taken for a caption whatever was asked. One of fewer than ``least_words`` words ("Yes.") would describe
+    any image, and one about several images or none describes none: they are listed in ``skipped``. Answers about one
+    file come together, as captions of it; rows of a table are taken for images of their own, which they may not be.
+    """
+    of = type(preferences.records[0] if isinstance(preferences, Dataset) else preferences)
+    if of is not Preference:
+        raise ValueError(f"preferences: got {of.__name__}, wanted one data set of Preference records")
+    found: dict[str, tuple[str, ImageSource, list[str]]] = {}
+    left_out = []
+    for record in preferences.records:
+        if problem := _no_caption(record, least_words):
+            left_out.append(Skipped(preferences.name, record.id, problem))
+            continue
+        image = record.images[0]
+        place = str(image) if isinstance(image, Path) else f"record {record.id}"
+        captions = found.setdefault(place, (record.id, image, []))[2]
+        captions.append(record.chosen.text)
+    records = [CaptionedImage(id, image, tuple(captions)) for id, image, captions in found.values()]
+    name = f"{preferences.name}: chosen answers"
+    return Dataset(name, records, (*preferences.skipped, *left_out), preferences.on_error)
+
+
+def _no_caption(record: Preference, least_words: int) -> str:
+    """Why the chosen answer is no caption; empty when it is one."""
+    if len(record.images) != 1:
+        return f"a preference of {len(record.images)} images is no captioned one"
+    words = len(record.chosen.text.split())
+    return f"its chosen answer, of {words} words, is no caption" if words < least_words else ""
 
 
 def _from_entry(entry: Any, found: Mapping[str, Path], file: str, place: str) -> Preference:

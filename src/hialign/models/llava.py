@@ -16,6 +16,7 @@ from transformers import (
     GenerationConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerBase,
 )
@@ -23,6 +24,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from hialign.models.clip import ClipTowers
 from hialign.models.heads import Alignment
+from hialign.models.llava_next import NOTE, flat_image_processor, is_llava_next
 from hialign.models.model import BESIDE, Model, Native, load_llava, with_beside
 from hialign.models.parts import make_projector_linear
 from hialign.models.pretrained import dtype_of, pretrained, pretrained_weights
@@ -64,10 +66,13 @@ def from_checkpoint(
     those of the other pairs, whose heads are random by ``seed`` either way. Alignment modules that lie beside the
     checkpoint, as ``save`` writes them, are taken as they are.
 
+    A LlavaNext (LLaVA-1.6) becomes a Llava of its weights that sees an image in one view, as CHiP trains it.
+
     ``dtype`` ("fp32" or "bf16") is that of the Llava's weights; a run keeps what it trains in float32.
     """
     processor = _llava_processor_of(checkpoint, revision)
-    llava = load_llava(checkpoint, dtype=dtype, revision=revision)
+    llava_next = is_llava_next(checkpoint, revision)
+    llava = load_llava(checkpoint, dtype=dtype, revision=revision, llava_next=llava_next)
     processor = _fitted(processor, llava, checkpoint)
     beside = Path(checkpoint) / BESIDE
     if beside.is_dir():
@@ -76,14 +81,17 @@ def from_checkpoint(
         return with_beside(llava, processor, beside)
     native = _native(processor.tokenizer, llava.generation_config)
     alignment = _alignment(llava.config, clip, embed_dim=embed_dim, temperature=temperature, seed=seed)
-    return Model(Root(llava, alignment), processor, None if clip is None else clip.tokenizer, native)
+    tokenizer = None if clip is None else clip.tokenizer
+    return Model(Root(llava, alignment), processor, tokenizer, native, note=NOTE if llava_next else "")
 
 
 def _llava_processor_of(checkpoint: str, revision: str | None) -> Any:
     """The checkpoint's processor, before its weights are read; a tokenizer without a padding token gets one."""
     processor: Any = pretrained(AutoProcessor, "checkpoint", checkpoint, revision=revision)
-    if not isinstance(processor, LlavaProcessor):
-        raise ValueError(f"checkpoint: {checkpoint} has a {type(processor).__name__}, wanted a LlavaProcessor")
+    if not isinstance(processor, LlavaProcessor | LlavaNextProcessor):
+        raise ValueError(
+            f"checkpoint: {checkpoint} has a {type(processor).__name__}, wanted a LlavaProcessor or LlavaNextProcessor"
+        )
     tokenizer: Any = processor.tokenizer
     if tokenizer.pad_token is None:  # never looked at, so a token that there is does as well as a new one
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
@@ -92,7 +100,7 @@ def _llava_processor_of(checkpoint: str, revision: str | None) -> Any:
 
 def _fitted(processor: Any, llava: Any, checkpoint: str) -> LlavaProcessor:
     """The processor with as many placeholders as the tower has features, which some hub folders do not say."""
-    tokenizer = processor.tokenizer
+    tokenizer, tiled = processor.tokenizer, isinstance(processor, LlavaNextProcessor)
     if llava.config.image_token_index != tokenizer.convert_tokens_to_ids(processor.image_token):
         raise ValueError(
             f"checkpoint: {checkpoint} takes token {llava.config.image_token_index} for an image and its tokenizer "
@@ -100,7 +108,7 @@ def _fitted(processor: Any, llava: Any, checkpoint: str) -> LlavaProcessor:
         )
     _end_as(llava.config.get_text_config(), tokenizer)
     return llava_processor(
-        processor.image_processor,
+        flat_image_processor(processor.image_processor) if tiled else processor.image_processor,
         tokenizer,
         llava.config,
         class_token=hasattr(llava.model.vision_tower.embeddings, "class_embedding"),

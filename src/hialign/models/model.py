@@ -10,6 +10,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     AutoProcessor,
     AutoTokenizer,
     LlavaForConditionalGeneration,
@@ -18,6 +19,7 @@ from transformers import (
 )
 
 from hialign.models.heads import Alignment
+from hialign.models.llava_next import NEWLINE, flat_config
 from hialign.models.lora import base_state, merged_state
 from hialign.models.pretrained import dtype_of, pretrained, pretrained_weights
 from hialign.models.processor import llava_processor, with_aspect
@@ -46,6 +48,7 @@ class Model:
     processor: LlavaProcessor
     clip_tokenizer: PreTrainedTokenizerBase | None
     native: Native
+    note: str = ""  # how what it was read from was another model than it is
 
     @property
     def num_image_tokens(self) -> int:
@@ -116,11 +119,18 @@ def load(folder: str, *, dtype: str = "fp32") -> Model:
     return with_beside(llava, pretrained(AutoProcessor, "model folder", folder), path / BESIDE)
 
 
-def load_llava(name: str, *, dtype: str, revision: str | None = None) -> LlavaForConditionalGeneration:
-    """A Llava with all its weights, from a folder or the hub; ``ValueError`` if the weights there do not fill it."""
-    llava: LlavaForConditionalGeneration = pretrained_weights(
-        LlavaForConditionalGeneration, "model", name, revision=revision, dtype=dtype_of(dtype)
-    )
+def load_llava(
+    name: str, *, dtype: str, revision: str | None = None, llava_next: bool = False
+) -> LlavaForConditionalGeneration:
+    """A Llava with all its weights, from a folder or the hub; ``ValueError`` if the weights there do not fill it.
+
+    ``llava_next``: they are those of a LlavaNext, of which a Llava has all but one (``flat_config``).
+    """
+    settings: dict[str, Any] = {"revision": revision, "dtype": dtype_of(dtype)}
+    if llava_next:
+        config = flat_config(pretrained(AutoConfig, "model", name, revision=revision))
+        settings |= {"config": config, "unused": (NEWLINE,)}
+    llava: LlavaForConditionalGeneration = pretrained_weights(LlavaForConditionalGeneration, "model", name, **settings)
     return llava
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -25,9 +26,13 @@ def pretrained(kind: Any, field: str, name: str, **settings: Any) -> Any:
         raise ValueError(f"{field}: {name!r} cannot be read: {reason}; wanted a folder or a name on the hub") from error
 
 
-def pretrained_weights(kind: Any, field: str, name: str, **settings: Any) -> Any:
-    """The model ``name``; ``ValueError`` if its weights do not fill it: transformers makes up the rest and goes on."""
+def pretrained_weights(kind: Any, field: str, name: str, *, unused: Collection[str] = (), **settings: Any) -> Any:
+    """The model ``name``; ``ValueError`` if its weights do not fill it: transformers makes up the rest and goes on.
+
+    Weights whose names end in one of ``unused`` may be there, and are left where they are.
+    """
     model, report = pretrained(kind, field, name, output_loading_info=True, **settings)
+    report["unexpected_keys"] = {key for key in report["unexpected_keys"] if not key.endswith(tuple(unused))}
     wrong = {what: sorted(map(str, names)) for what, names in report.items() if names}
     if wrong:
         raise ValueError(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 from hialign.batch import Batch, HallucinatedBatch, PairBatch
 from hialign.distributed import gather
 from hialign.losses import hacl, info_nce_floor, symmetric_info_nce
+from hialign.objectives.earlier import Earlier
 from hialign.objectives.result import Parts, Result
 
 PAIRS = ("clip", "projector", "llm")
@@ -69,17 +72,21 @@ class Contrastive:
         """
         own = parts.temperature
         device, temperature = own.device, own if self.temperature is None else torch.full_like(own, self.temperature)
-        same, alone = _same_image(records, device)
-        losses = {pair: self._pair_loss(pair, embeddings, parts.temperature, same) for pair in self.pairs}
+        keys = _keys(records, device)
+        all_keys, _ = gather(keys)
+        losses = {pair: self._pair_loss(pair, embeddings, temperature, keys, all_keys) for pair in self.pairs}
         rows = torch.tensor(float(len(records)), device=device)
         numbers: dict[str, float | Tensor] = {}
-        if same.shape[1] > 1:
-            numbers["floor"] = len(self.pairs) * info_nce_floor(same.shape[1], temperature) * alone
+        if len(all_keys) > 1:
+            numbers["floor"] = len(self.pairs) * info_nce_floor(len(all_keys), temperature) * _all_differ(all_keys)
         if len(losses) > 1:
             numbers |= {f"{pair}_loss": loss.detach() for pair, loss in losses.items()}
         return Result(torch.stack(list(losses.values())).sum() * rows, rows, numbers)
 
-    def _pair_loss(self, pair: str, embeddings: Mapping[str, Tensor], temperature: Tensor, same: Tensor) -> Tensor:
+    def _pair_loss(
+        self, pair: str, embeddings: Mapping[str, Tensor], temperature: Tensor, keys: Tensor, all_keys: Tensor
+    ) -> Tensor:
+        same = keys.unsqueeze(1) == all_keys  # as where a batch runs into the next epoch
         return _both_ways(embeddings[f"image/{pair}"], embeddings[f"text/{pair}"], temperature, same)
 
 
@@ -87,23 +94,55 @@ class Hacl(Contrastive):
     """``Contrastive`` in which each image's hallucinated caption is one negative more.
 
     ``form="paper"``: its own alone; ``"released"``: those of the whole batch over all ranks. The published pair is
-    ``llm``.
+    ``llm``. ``queue``: so many images and captions of earlier batches, as they were embedded then, are further
+    negatives, over all ranks; the loss grows as it fills. The training loop calls ``remember`` before each new batch.
 
     Source: Jiang et al. 2024, arXiv:2312.06968, sec. 3.3; code X-PLUG/mPLUG-HalOwl@63863fc, llava_llama.py.
-    Differs: see ``losses.hacl``. The temperature is the released code's start, 0.07, which is constant there too. There
-    is no queue of earlier batches, of which the paper has 16,384; the batch over all ranks stands for it. Heads are as
-    wide as the model's other ones, there a quarter of the language model's width.
+    Differs: see ``losses.hacl``. The temperature is the released code's start, 0.07, which is constant there too. Heads
+    are as wide as the model's other ones, there a quarter of the language model's width. A row of the ``queue`` that
+    shows the same record is no negative of it, and the queue begins empty; the code's begins full of random vectors,
+    and leaves hallucinated captions out wherever it has one.
     """
 
     batch_type: type[Batch] | Mapping[str, type[Batch]] = HallucinatedBatch
 
     def __init__(
-        self, pairs: Sequence[str] = ("llm",), *, form: str = "paper", temperature: float | None = 0.07
+        self,
+        pairs: Sequence[str] = ("llm",),
+        *,
+        form: str = "paper",
+        temperature: float | None = 0.07,
+        queue: int = 0,
     ) -> None:
         super().__init__(pairs, temperature=temperature)
         if form not in ("paper", "released"):
             raise ValueError(f"form: got {form!r}, wanted 'paper' or 'released'")
+        if queue < 0:
+            raise ValueError(f"queue: got {queue}, wanted 0 for none, or more; the paper's is 16384")
         self.form = form
+        self.earlier = Earlier(queue)
+
+    def loss(self, parts: Parts, embeddings: Mapping[str, Tensor], records: Sequence[str]) -> Result:
+        """As there; also how many rows are ``queued``, where there is a queue. Its floor is that without them."""
+        found = super().loss(parts, embeddings, records)
+        if not self.earlier.size:
+            return found
+        keys = _keys(records, found.weight.device)
+        kept = {name: _wide(rows) for name, rows in embeddings.items() if not name.startswith("hallucinated/")}
+        self.earlier.see({**kept, "keys": keys.double().unsqueeze(1)})
+        return replace(found, numbers={**found.numbers, "queued": float(len(self.earlier))})
+
+    def remember(self) -> None:
+        """A new batch comes: the last one is an earlier one from now on."""
+        self.earlier.remember()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The queue."""
+        return self.earlier.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a ``state_dict``."""
+        self.earlier.load_state_dict(state)
 
     def embed(self, parts: Parts, batch: Batch) -> dict[str, Tensor]:
         """As there, and ``hallucinated/<pair>``."""
@@ -111,20 +150,23 @@ class Hacl(Contrastive):
         wrong = parts.text_embeddings(batch.hallucinated, batch.clip_hallucinated, self.pairs)
         return super().embed(parts, batch) | {f"hallucinated/{pair}": rows for pair, rows in wrong.items()}
 
-    def _pair_loss(self, pair: str, embeddings: Mapping[str, Tensor], temperature: Tensor, same: Tensor) -> Tensor:
+    def _pair_loss(
+        self, pair: str, embeddings: Mapping[str, Tensor], temperature: Tensor, keys: Tensor, all_keys: Tensor
+    ) -> Tensor:
         images, texts, wrong = (_wide(embeddings[f"{side}/{pair}"]) for side in ("image", "text", "hallucinated"))
         all_images, offset = gather(images)
+        columns = self.earlier.beside("keys", all_keys.double().unsqueeze(1)).squeeze(1)
         return hacl(
             images,
             texts,
             wrong,
             form=self.form,
-            all_images=all_images,
-            all_captions=gather(texts)[0],
+            all_images=self.earlier.beside(f"image/{pair}", all_images),
+            all_captions=self.earlier.beside(f"text/{pair}", gather(texts)[0]),
             all_hallucinated=gather(wrong)[0] if self.form == "released" else None,
             offset=offset,
             temperature=temperature,
-            same=same,
+            same=keys.double().unsqueeze(1) == columns,
         )
 
 
@@ -142,13 +184,13 @@ def _wide(rows: Tensor) -> Tensor:
     return rows if rows.dtype == torch.float64 else rows.float()
 
 
-def _same_image(records: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(rows, all ranks' rows): whether both show the same record, as where a batch runs into the next epoch.
+def _keys(records: Sequence[str], device: torch.device) -> Tensor:
+    """(rows,), int64: a number for each record, of 48 bits, which a float64 holds too."""
+    digests = [hashlib.blake2b(record.encode(), digest_size=6).digest() for record in records]
+    return torch.tensor([int.from_bytes(digest) for digest in digests], device=device)
 
-    Also, as 1 or 0, whether every record of all ranks is there once.
-    """
-    digests = [hashlib.blake2b(record.encode(), digest_size=8).digest() for record in records]
-    keys = torch.tensor([int.from_bytes(d, signed=True) for d in digests], device=device)
-    all_keys, _ = gather(keys)
-    ordered = all_keys.sort().values
-    return keys.unsqueeze(1) == all_keys, (ordered[1:] != ordered[:-1]).all().double()
+
+def _all_differ(keys: Tensor) -> Tensor:
+    """As 1 or 0, whether every record is there once."""
+    ordered = keys.sort().values
+    return (ordered[1:] != ordered[:-1]).all().double()

@@ -69,6 +69,8 @@ class Preference:
         self.asked = _asked(loss, terms)
         self.by_token = bool({"chosen_weights", "normalize"} & set(inspect.signature(loss).parameters))
         self.needs_reference = any(name.startswith("reference") or name.endswith("_kl") for name in self.asked)
+        self.needs_corrupted = "policy_corrupted" in self.asked
+        self.unbounded = _unbounded(loss, self.asked)
 
     def __call__(self, parts: Parts, batch: Batch) -> Result:
         """The loss summed over the rows, and their number; what is logged are rewards and log-probabilities."""
@@ -112,7 +114,7 @@ class Preference:
         """The states that predict each answer's tokens, (batch, 1 + longest answer, width)."""
         sides = _answer_states(parts, batch, shared=self.shared_prefix)
         states = dict(zip(("chosen", "rejected"), sides, strict=True))
-        if "policy_corrupted" in self.asked:
+        if self.needs_corrupted:
             if batch.corrupted_pixel_values is None:
                 raise ValueError(
                     "the loss compares with a corrupted image, and the batch has none; set the stage's corrupt "
@@ -250,6 +252,18 @@ def _asked(loss: Callable[..., Any], terms: Sequence[str] | None) -> list[str]:
         )
     left = {name for term, names in optional.items() if terms is not None and term not in terms for name in names}
     return [name for name in tensors if name not in left]
+
+
+def _unbounded(loss: Callable[..., Any], asked: Sequence[str]) -> str:
+    """What lets the loss fall without end, and what to choose instead; empty where nothing does."""
+    settings = {name: parameter.default for name, parameter in inspect.signature(loss).parameters.items()}
+    if "rejected_kl" not in asked or settings.get("form") != "paper" or not settings.get("gamma"):
+        return ""
+    return (
+        "loss.form=paper with the term of tokens, which as printed has no lower bound: it pays for a rejected answer's "
+        "divergence from the reference without end; loss.form=released has it inside the sigmoid, terms=[images, "
+        "segments] leaves it out"
+    )
 
 
 def _optional(found: Mapping[str, inspect.Parameter], name: str) -> bool:

@@ -72,7 +72,9 @@ class Objective(Protocol):
     One that reads several kinds has a mapping of its streams' names to the batches that they give.
 
     One that has ``bounded = True`` besides has a proved lower bound for each batch, among its numbers as ``floor``; one
-    that has ``needs_reference = True`` compares with the model that the run started from.
+    that has ``needs_reference = True`` compares with the model that the run started from, one that has
+    ``needs_corrupted = True`` with the stage's corrupted image. ``unbounded``, where it is not empty, says what lets
+    the loss fall without end.
     """
 
     batch_type: type[Batch] | Mapping[str, type[Batch]]

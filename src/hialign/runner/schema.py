@@ -12,12 +12,14 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
+from hialign.data.corrupt import KINDS
 from hialign.data.templates import TEMPLATES
 from hialign.models import IMAGE_ASPECTS, LORA_PARTS, MODES, PARTS, Lora
 from hialign.runner.build import build, check, is_target, target_class
 from hialign.training import PRECISIONS, SCHEDULES
 
 Node = dict[str, Any]
+LEVELS = ("outer", "inner")
 
 
 @dataclass
@@ -178,6 +180,21 @@ def validate(config: DictConfig, *, experiment: str | None, suite: str) -> None:
     check_dtype(config.model.get("dtype", "fp32"), config.trainer.precision, "model.dtype", "trainer.precision")
 
 
+def doubts(config: DictConfig) -> list[str]:
+    """What a validated config may well not want, by key."""
+    found = []
+    for path, level in _levels(config):
+        said = getattr(build(level.objective, f"{path}.objective", config.allow), "unbounded", "")
+        found += [f"{path}.objective: {said}"] if said else []
+    return found
+
+
+def _levels(config: DictConfig) -> list[tuple[str, DictConfig]]:
+    """Every stage's levels by their keys."""
+    of_stages = [(f"stages.{name!s}.{level}", config.stages[name][level]) for name in config.stages for level in LEVELS]
+    return [(path, node) for path, node in of_stages if node is not None]
+
+
 def check_dtype(dtype: str, precision: str, key: str, precision_key: str) -> None:
     """``ValueError`` for weights in bfloat16 without autocast: next to float32 ones they could not be multiplied."""
     if dtype == "bf16" and precision != "bf16":
@@ -193,9 +210,10 @@ def _validate_stage(config: DictConfig, name: str, suite: str) -> None:
     _refuse_unknown(stage, StageConfig, f"{path}.")
     if stage.outer is None:
         raise ValueError(f"{path}.outer: got null, wanted a level; every stage has an outer one")
-    for level in ("outer", "inner"):
+    for level in LEVELS:
         if stage[level] is not None:
-            _validate_level(stage[level], f"{path}.{level}", config.allow)
+            objective = _validate_level(stage[level], f"{path}.{level}", config.allow)
+            _validate_corrupt(stage, path, level, objective)
     if stage.steps is None and stage.epochs is None:
         raise ValueError(f"{path}: neither steps nor epochs is given; set {path}.epochs=...")
     for key in (
@@ -235,6 +253,17 @@ def _validate_stage(config: DictConfig, name: str, suite: str) -> None:
     _validate_outer_parts(stage, path)
 
 
+def _validate_corrupt(stage: DictConfig, path: str, level: str, objective: Any) -> None:
+    """``ValueError`` where a level's loss compares with a corrupted image and the stage says not which."""
+    if stage.corrupt not in (None, *KINDS):
+        raise ValueError(f"{path}.corrupt: got {stage.corrupt!r}, wanted one of {', '.join(KINDS)}, or null")
+    if stage.corrupt is None and getattr(objective, "needs_corrupted", False):
+        raise ValueError(
+            f"{path}.corrupt: not given, and {path}.{level}.objective compares with a corrupted image; set "
+            f"{path}.corrupt={'|'.join(KINDS)}, or {path}.{level}.objective.terms to what the loss can do without it"
+        )
+
+
 def _validate_outer_parts(stage: DictConfig, path: str) -> None:
     key = f"{path}.inner_depends_on_outer"
     for part in stage.inner_depends_on_outer:
@@ -256,7 +285,8 @@ def _refuse_unknown(node: DictConfig, schema: type, path: str) -> None:
             raise ValueError(f"{path}{key}: there is no such key; {hint}")
 
 
-def _validate_level(node: Any, path: str, allow: Sequence[str]) -> None:
+def _validate_level(node: Any, path: str, allow: Sequence[str]) -> Any:
+    """The level's objective; ``ValueError`` where the level is none, or what it describes would not build."""
     try:
         OmegaConf.merge(OmegaConf.structured(LevelConfig), node)
     except (OmegaConfBaseException, ValueError) as error:
@@ -264,9 +294,10 @@ def _validate_level(node: Any, path: str, allow: Sequence[str]) -> None:
     for stream, source in node.data.items():
         if not is_target(source):
             raise ValueError(f"{path}.data.{stream}: got {source!r}, wanted a data set with a _target_")
-    build(node.objective, f"{path}.objective", allow)
+    objective = build(node.objective, f"{path}.objective", allow)
     for where, source in _under(node.data, f"{path}.data"):
         check(source, where, allow)
+    return objective
 
 
 def _validate_solver(config: DictConfig) -> None:

@@ -191,6 +191,7 @@ class Training:
                 "groups": oracle.groups,
                 "optimizer": oracle.optimizer.state_dict(),
                 "solver": stage.solver.state_dict(),
+                "objectives": {level: objective.state_dict() for level, objective in stage.remembering().items()},
                 "step": oracle.step,
             }
         )
@@ -207,6 +208,8 @@ class Training:
             raise ValueError(f"resume: stage {stage.name} trains other parameters than the checkpoint's stage did")
         oracle.optimizer.load_state_dict(state["optimizer"])
         stage.solver.load_state_dict(_on(self.device, state["solver"]))
+        for level, objective in stage.remembering().items():
+            objective.load_state_dict(_on(self.device, state["objectives"][level]))
         for name, stream in stage.streams().items():
             stream.load_state_dict(state["streams"][name])
         oracle.step = state["step"]

@@ -16,7 +16,7 @@ from hialign.objectives import Result
 from hialign.solvers import Gradients, Group, Level, aligned_rate, assign_groups, axpy
 from hialign.training import sharded
 from hialign.training.cached import Cacheable, cached_backward
-from hialign.training.stage import LevelRun, Stage
+from hialign.training.stage import LevelRun, Remembering, Stage
 
 PRECISIONS = ("fp32", "bf16")
 RandomState = tuple[Tensor, list[Tensor]]  # of the processor, and of the other device where there is one
@@ -115,6 +115,8 @@ class TrainingOracle:
         """The stream's next micro-batches; or its last ones, while random numbers come as they did then."""
         key = (level, name)
         if not again:
+            if isinstance(objective := self.levels[level].objective, Remembering):
+                objective.remember()
             self.batches[key], self.draws[key] = self.levels[level].streams[name].next(), _random_state(self.device)
             yield self.batches[key]
             return

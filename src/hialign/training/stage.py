@@ -4,11 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from hialign.batch import Batch
 from hialign.objectives import Objective
 from hialign.solvers import Level, Solver
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """An objective that keeps something of earlier batches, the same on all ranks, which a checkpoint must hold."""
+
+    def remember(self) -> None:
+        """Called before each new batch of its level."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it keeps."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from a ``state_dict``."""
+        ...
 
 
 class Stream(Protocol):
@@ -82,6 +99,11 @@ class Stage:
     def streams(self) -> dict[str, Stream]:
         """All levels' streams as ``level/stream``."""
         return {f"{level}/{name}": s for level, run in self.levels.items() for name, s in run.streams.items()}
+
+    def remembering(self) -> dict[Level, Remembering]:
+        """The objectives that keep something of earlier batches, by level."""
+        objectives = {level: run.objective for level, run in self.levels.items()}
+        return {level: objective for level, objective in objectives.items() if isinstance(objective, Remembering)}
 
     def close(self) -> None:
         """Ends all workers."""

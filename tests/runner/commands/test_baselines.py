@@ -63,7 +63,22 @@ def test_a_preference_stage_behind_another_says_to_start_from_a_run(workshop, tm
 def test_a_loss_over_images_without_a_corrupted_one_names_the_key(workshop):
     done = workshop.hialign("train", "experiment=chip", *COMMON, "stages.prefer.corrupt=null", "name=bare")
     assert done.code == 1
-    assert "set the stage's corrupt" in done.err
+    assert "stages.prefer.corrupt: not given, and stages.prefer.outer.objective compares with" in done.err
+    assert not workshop.run("bare", "chip").exists()
+
+
+def test_chip_as_printed_is_warned_of_once_before_anything_is_read(workshop):
+    """Its term of tokens falls without end; the released form has none such, nor has the printed one without it."""
+    cases = {"printed": ("outer=chip_paper",), "form": ("outer.objective.loss.form=paper",), "released": ()}
+    for name, overrides in cases.items():
+        overrides += ("stages.prefer.steps=1", f"name=warned_{name}")
+        done = workshop.hialign("train", "experiment=chip", *COMMON, *overrides)
+        assert done.code == 0, done.err
+        log = (workshop.run(f"warned_{name}", "chip") / "log.txt").read_text()
+        assert log.count("no lower bound") == (name != "released")
+        if name == "printed":
+            assert log.splitlines()[0].endswith("terms=[images, segments] leaves it out")
+            assert "WARNING stages.prefer.outer.objective: loss.form=paper" in log.splitlines()[0]
 
 
 def test_a_run_taken_up_again_compares_with_the_same_reference(workshop):
@@ -81,3 +96,20 @@ def test_a_run_taken_up_again_compares_with_the_same_reference(workshop):
     assert done.code == 0, done.err
     whole, cut = (rows(workshop, "dpo", name) for name in ("whole", "cut"))
     assert [row["outer_loss"] for row in cut] == [row["outer_loss"] for row in whole]
+
+
+def test_hacl_with_a_queue_goes_on_after_a_stop_as_if_there_had_been_none(workshop):
+    """What the queue holds is part of a checkpoint, and measuring a step leaves nothing in it."""
+    steps = ("stages.pretrain.steps=4", "stages.pretrain.batch_size=4", "~stages.finetune", "inner.objective.queue=6")
+    common = ("experiment=hacl", "data=tabletop", "model=tabletop", *steps, "trainer.save_every=2", "trainer.keep=3")
+    assert workshop.hialign("train", *common, "trainer.diagnose_every=0", "name=queue_whole").code == 0
+    assert workshop.hialign("train", *common, "trainer.diagnose_every=1", "name=queue_cut").code == 0
+    folder = workshop.run("queue_cut", "hacl")
+    shutil.rmtree(folder / "checkpoints" / "pretrain" / "step-000004")
+    shutil.rmtree(folder / "model")
+    (folder / "status.json").write_text('{"state": "preempted"}\n')
+    done = workshop.hialign("train", *common, "trainer.diagnose_every=1", "name=queue_cut", "resume=auto")
+    assert done.code == 0, done.err
+    whole, cut = (rows(workshop, "hacl", f"queue_{name}") for name in ("whole", "cut"))
+    assert [row["inner_queued"] for row in whole] == [0, 4, 6, 6]
+    assert [row["inner_loss"] for row in cut] == [row["inner_loss"] for row in whole]

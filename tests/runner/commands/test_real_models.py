@@ -128,3 +128,21 @@ def test_senseless_models_are_refused_by_key(
     )
     assert done.code == 1
     assert wanted in done.err
+
+
+def test_chip_trains_llava_1_6_as_a_llava_and_says_so(workshop: Any, checkpoints) -> None:
+    """All that the recipe sets, but for sizes; and an adapter does not name a base on which it would not fit."""
+    model = ("model=llava_1_6_7b", f"model.checkpoint={checkpoints.llava_next}", f"model.clip.name={checkpoints.clip}")
+    stage = ("stages.prefer.steps=1", "stages.prefer.batch_size=2", "stages.prefer.train.llm=lora", "lora.rank=4")
+    common = ("experiment=chip", "data=tabletop", "trainer.workers=0", "name=flat")
+    done = workshop.hialign("train", *common, *model, *stage)
+    assert done.code == 0, done.err
+    run = workshop.run("flat", "chip")
+    assert "NOTE: the checkpoint is a LlavaNext, read as a Llava" in (run / "log.txt").read_text()
+    assert rows(workshop, "chip", "flat")[0]["outer_chosen_reward"] == pytest.approx(0, abs=1e-4)
+    plain, info = AutoModelForImageTextToText.from_pretrained(run / "model", output_loading_info=True)
+    assert (type(plain).__name__, any(info.values())) == ("LlavaForConditionalGeneration", False)
+    done = workshop.hialign("export", "run=runs/chip/flat", "out=flat_adapter", "format=adapter")
+    assert done.code == 0, done.err
+    under = json.loads((workshop.folder / "flat_adapter" / "base" / "config.json").read_text())
+    assert under["model_type"] == "llava"

@@ -80,5 +80,5 @@ def _fits_on(config: DictConfig, model: Model) -> tuple[str | None, dict[str, st
     """The checkpoint that the adapter can be put on, if there is one, and the parts that its file must then hold."""
     full = assemble.trained_parts(config, "full") & {"vision", "projector", "llm"}
     whole = {part: name for part, name in WHOLE.items() if part in full - lora_parts(model.root)}
-    checkpoint = None if config.model.get("from_run") else config.model.get("checkpoint")
+    checkpoint = None if config.model.get("from_run") or model.note else config.model.get("checkpoint")
     return (checkpoint if full == set(whole) else None), whole

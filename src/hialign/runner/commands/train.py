@@ -111,6 +111,8 @@ def _train(
     trackers = [build(node, f"tracker.{key}", config.allow) for key, node in config.tracker.items()]
     after = _total_step(resume_from)
     with Logs(folder, trackers, plain, main=distributed.is_main(), after=after) as logs:
+        for doubt in schema.doubts(config):
+            logs.say(f"WARNING {doubt}")
         skips = _SkipList(folder, logs)
         sources = assemble.read_data(config, skips)
         model = assemble.build_model(config)
@@ -239,6 +241,8 @@ def _describe(logs: Logs, model: Model, resume_from: Checkpoint | None) -> None:
         logs.say(f"resuming from {resume_from.folder}")
     sizes = ", ".join(f"{row.part} {row.total:,}" for row in count_parameters(model.root))
     logs.say(f"parameters: {sizes}")
+    if model.note:
+        logs.say(f"NOTE: {model.note}")
 
 
 class _SkipList:
