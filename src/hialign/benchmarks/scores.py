@@ -48,6 +48,7 @@ class Scores:
     rows: Sequence[Mapping[str, Any]] = ()
 
 
+@runtime_checkable
 class Benchmark(Protocol):
     """A benchmark with its annotations: a small class whose settings a yaml gives by name."""
 

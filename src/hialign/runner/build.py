@@ -38,6 +38,13 @@ def build(node: Node | DictConfig, path: str, allow: Sequence[str] = (), **given
         raise
 
 
+def build_benchmark(config: DictConfig, name: str) -> Any:
+    """The benchmark that ``config.benchmark`` describes under ``name``; a ValueError names a key that is not given."""
+    if missing := sorted(map(str, OmegaConf.missing_keys(config.benchmark[name]))):
+        raise ValueError(f"{missing[0]}: not given; set {missing[0]}=...")
+    return build(config.benchmark[name], f"benchmark.{name}", config.allow)
+
+
 def check(node: Node | DictConfig, path: str, allow: Sequence[str] = (), given: Collection[str] = ()) -> None:
     """Raises what ``build`` would of ``node``'s targets and arguments, and builds nothing."""
     _check(_plain(node), path, allow, given)

@@ -15,14 +15,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from hialign.batch import LanguageBatch, PairBatch
-from hialign.benchmarks.scores import Scores
+from hialign.benchmarks.scores import Benchmark, Scores
 from hialign.data import CaptionedImage, Dataset, LanguageCollator, PairCollator, Skipped
 from hialign.evaluation.answered import answer_and_score
 from hialign.evaluation.report import table
 from hialign.evaluation.scored import SCORES, with_intervals, write_scores
 from hialign.evaluation.subject import Subject
 from hialign.runner import assemble, schema, settings
-from hialign.runner.build import build
+from hialign.runner.build import build, build_benchmark
 from hialign.training.oracle import PRECISIONS, autocast
 
 
@@ -60,12 +60,12 @@ def run(config: DictConfig) -> dict[str, Any]:
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("evaluate: started as several processes, wanted one; leave torchrun out")
     folder = Path(config.run)
-    benchmarks = {name: build(node, f"benchmark.{name}", config.allow) for name, node in config.benchmark.items()}
+    benchmarks = {name: build_benchmark(config, name) for name in map(str, config.benchmark)}
     subject = _subject(config, folder)
     scores = {}
     for name, benchmark in benchmarks.items():
-        scores[str(name)], found = _scored(subject, str(name), benchmark, config)
-        write_scores(folder, str(name), scores[str(name)], scores=found, system=subject.name)  # the next may fail
+        scores[name], found = _scored(subject, name, benchmark, config)
+        write_scores(folder, name, scores[name], scores=found, system=subject.name)  # the next may fail
     print(table(scores))
     print(f"written to {folder / SCORES}")
     return scores
@@ -78,7 +78,7 @@ def _scored(
 
     A benchmark with questions of its own is one of ``hialign.benchmarks``; others are called with the subject.
     """
-    if hasattr(benchmark, "questions"):
+    if isinstance(benchmark, Benchmark):
         length = config.max_new_tokens or benchmark.max_new_tokens
         scores = answer_and_score(subject, name, benchmark, max_new_tokens=length)
         if scores is None:

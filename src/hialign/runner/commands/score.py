@@ -17,7 +17,7 @@ from hialign.benchmarks.scores import Scores
 from hialign.evaluation.report import row, table
 from hialign.evaluation.scored import SCORES, with_intervals, write_scores
 from hialign.runner import settings
-from hialign.runner.build import build
+from hialign.runner.build import build_benchmark
 
 
 @dataclass
@@ -81,12 +81,9 @@ def _benchmark(config: DictConfig) -> tuple[str, Any]:
             "benchmark` lists them, as in benchmark=pope"
         )
     ((name, node),) = config.benchmark.items()
-    if missing := sorted(map(str, OmegaConf.missing_keys(config.benchmark))):
-        raise ValueError(f"{missing[0]}: not given; set {missing[0]}=...")
-    target = str(node.get("_target_"))
-    if target.startswith("hialign.evaluation."):
+    if str(node.get("_target_")).startswith("hialign.evaluation."):
         raise ValueError(f"benchmark={name}: needs the model and not its answers alone; use hialign evaluate run=...")
-    return str(name), build(node, f"benchmark.{name}", config.allow)
+    return str(name), build_benchmark(config, str(name))
 
 
 if __name__ == "__main__":
