@@ -175,7 +175,8 @@ def test_benchmarks_can_be_chosen(composed: Compose) -> None:
 @pytest.mark.parametrize("benchmark", names("benchmark"))
 def test_every_benchmark_builds(composed: Compose, benchmark: str) -> None:
     config = composed("run=x", f"benchmark=[{benchmark}]", config="evaluate")
-    assert list(node := config.benchmark) == [benchmark]
+    node = config.benchmark
+    assert list(node) == [benchmark]
     for key in OmegaConf.missing_keys(node):  # where annotations lie
         OmegaConf.update(config, key, "somewhere")
     built = build(node[benchmark], f"benchmark.{benchmark}")
