@@ -61,6 +61,29 @@ def read_entries(file: str | Path, wanted: str) -> list[Entry]:
     return entries
 
 
+def read_list(file: str | Path, key: str, fields: Sequence[str], wanted: str) -> list[Entry]:
+    """The objects of the list ``key`` of a json file, each of which has ``fields``; a ValueError where one has not."""
+    content = read_json(file, wanted)
+    entries = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(entries, list):
+        raise ValueError(f"{file}: no list {key!r}; wanted {wanted}")
+    for number, entry in enumerate(entries, start=1):
+        lacking = [name for name in fields if not isinstance(entry, dict) or name not in entry]
+        if lacking:
+            raise ValueError(f"{file}: {key}, entry {number} has no {', '.join(lacking)}; wanted {wanted}")
+    return entries
+
+
+def by_name(entries: Iterable[Entry], field: str, file: str | Path) -> dict[str, Entry]:
+    """The entries by what ``field`` holds, as a text; a ValueError when one comes twice."""
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        if str(entry[field]) in found:
+            raise ValueError(f"{file}: {field} {entry[field]} comes twice; get the file again")
+        found[str(entry[field])] = entry
+    return found
+
+
 def first(entry: Entry, names: Iterable[str]) -> Any:
     """The value of the first of ``names`` that the entry has, or of the question that lmms-eval keeps as ``doc``."""
     names = list(names)
