@@ -33,6 +33,25 @@ def test_losses_import_torch_and_nothing_else_heavy() -> None:
     assert not {name for name in ours if name != "hialign" and not name.startswith("hialign.losses")}
 
 
+def test_benchmarks_import_numpy_and_nothing_else_heavy() -> None:
+    code = """if True:
+        import importlib, json, pkgutil, sys
+        import hialign.benchmarks as room
+        names = [module.name for module in pkgutil.iter_modules(room.__path__, "hialign.benchmarks.")]
+        for name in names: importlib.import_module(name)
+        print(json.dumps([len(names), sorted(sys.modules)]))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    number, modules = json.loads(done.stdout.splitlines()[-1])
+    assert number >= 10
+    heavy = {"torch", "transformers", "torchvision", "open_clip", "datasets", "hydra", "omegaconf", "PIL", "matplotlib"}
+    heavy |= {"nltk", "spacy", "pycocoevalcap", "openai", "anthropic"}
+    assert not set(modules) & heavy
+    ours = {name for name in modules if name.startswith("hialign")}
+    assert not {name for name in ours if name != "hialign" and not name.startswith("hialign.benchmarks")}
+
+
 def targets(node: Any, place: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every mapping with a ``_target_`` in a yaml's tree, with its place in it, however deeply nested."""
     if isinstance(node, dict):
