@@ -221,6 +221,6 @@ def test_open_clip_s_templates_are_taken_by_name(folders: ZeroShot):
 
 def test_a_missing_folder_says_the_layout(tmp_path: Path):
     with pytest.raises(ValueError, match="no such folder; wanted a folder for each class"):
-        ZeroShot(root=str(tmp_path / "none")).questions()
+        _ = ZeroShot(root=str(tmp_path / "none")).entries
     with pytest.raises(ValueError, match="no image in a folder of it"):
-        ZeroShot(root=str(tmp_path)).questions()
+        _ = ZeroShot(root=str(tmp_path)).entries

@@ -52,6 +52,7 @@ class CocoCaptions:
         images: the folder of the images.
         prompt: what is asked of every image; the default is lmms-eval's.
         metrics: of ``METRICS``. METEOR needs Java and is left out, with a flag, where that is missing.
+        max_new_tokens: of a caption, where a model is asked; lmms-eval's evaluation has 64.
 
     Source: Chen et al. 2015, arXiv:1504.00325; pycocoevalcap 1.2.
     Differs: the tokens of rare texts, see ``tokens``; an empty caption is scored.
@@ -63,6 +64,7 @@ class CocoCaptions:
     images: str = ""
     prompt: str = "Provide a one-sentence caption for the provided image."
     metrics: Sequence[str] = METRICS
+    max_new_tokens: int = 64
 
     def __post_init__(self) -> None:
         if "SPICE" in self.metrics:

@@ -36,6 +36,7 @@ class TextVqa:
         images: the folder of the images, named by their ids.
         suffix: what is put behind each question; ``SHORT`` is LLaVA's.
         prompts: LLaVA's question file, whose texts (with what a reader of text has found) are asked instead.
+        max_new_tokens: of an answer, where a model is asked; LLaVA's evaluation has 128.
 
     Source: Singh et al. 2019, arXiv:1904.08920; code haotian-liu/LLaVA@c121f04, eval_textvqa.py, m4c_evaluator.py.
     Differs: nothing.
@@ -46,6 +47,7 @@ class TextVqa:
     images: str = ""
     suffix: str = SHORT
     prompts: str | None = None
+    max_new_tokens: int = 128
 
     @cached_property
     def entries(self) -> dict[str, Entry]:

@@ -48,6 +48,7 @@ class VqaV2:
         images: the folder of the images, ``COCO_<split>_<twelve digits>.jpg``.
         suffix: what is put behind each question; ``SHORT`` is LLaVA's.
         processed: whether answers are put through EvalAI's processor first, as LLaVA does before it hands them in.
+        max_new_tokens: of an answer, where a model is asked; LLaVA's evaluation has 128.
 
     Source: Goyal et al. 2017, arXiv:1612.00837; code GT-Vision-Lab/VQA@a013f00; haotian-liu/LLaVA@c121f04,
     convert_vqav2_for_submission.py, for ``processed``.
@@ -59,6 +60,7 @@ class VqaV2:
     images: str = ""
     suffix: str = SHORT
     processed: bool = False
+    max_new_tokens: int = 128
 
     @cached_property
     def entries(self) -> dict[str, Entry]:

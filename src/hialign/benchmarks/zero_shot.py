@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from hialign.benchmarks.answers import check_ids, join, read_entries, read_json
 from hialign.benchmarks.retrieval import cosines, unit
-from hialign.benchmarks.scores import Answers, Columns, Question, Scores, numbers, share
+from hialign.benchmarks.scores import Answers, Columns, Scores, numbers, share
 
 ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 TOP = 5
@@ -102,7 +101,8 @@ def statistic(sums: Columns) -> dict[str, np.ndarray]:
 class ZeroShot:
     """Images in folders by class, and the prompts that stand for the classes.
 
-    An answer holds the names of the nearest classes' folders, the nearest first, one a line; ``ranked`` makes it.
+    Nothing is asked: an answer holds the names of the nearest classes' folders, the nearest first, one a line;
+    ``ranked`` makes it of embeddings.
 
     Args:
         root: the folder with a folder for each class.
@@ -143,10 +143,6 @@ class ZeroShot:
         names = self._names()
         return [[fill(names[folder]) for fill in filled] for folder in self.classes]
 
-    def questions(self) -> list[Question]:
-        """The images; no text goes with them."""
-        return [Question(id=name, image=os.path.join(self.root, name), text="") for name in self.entries]
-
     def read(self, answers: str) -> dict[str, str]:
         """Answers as ``ranked`` makes them: a json list or a jsonl of id and answer."""
         entries = read_entries(answers, "nearest classes: a json list or a jsonl of id and answer")
@@ -183,7 +179,7 @@ class ZeroShot:
             return list(_open_clip(LISTS[self.templates]))
         if not self.templates or any("{}" not in template for template in self.templates):
             raise ValueError(f"templates: got {list(self.templates)}; wanted prompts with {{}} where the name goes")
-        return [lambda name, template=template: template.replace("{}", name) for template in self.templates]
+        return [partial(template.replace, "{}") for template in self.templates]
 
     def _names(self) -> Mapping[str, str]:
         if self.names == "folders":

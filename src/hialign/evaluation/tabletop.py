@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
-from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hialign.batch import PairBatch
 from hialign.benchmarks import pope
 from hialign.benchmarks.intervals import Interval, by_scene, wilson
 from hialign.benchmarks.scores import Scores, shares
 from hialign.data import CaptionedImage
-from hialign.data.collate import PairItem
 from hialign.data.vqa import SHORT_ANSWER
 from hialign.evaluation.asking import Query, ask
+from hialign.evaluation.embedded import embedded_images, embedded_texts
 from hialign.evaluation.report import HIGH, LOW
 from hialign.evaluation.subject import Subject
-from hialign.objectives import Parts
 from hialign.tabletop.asked import (
     ATTRIBUTES,
     Asked,
@@ -266,32 +260,7 @@ class TabletopZeroShot:
         assert noise is not None
         scenes = lone_scenes(self.size, seed=self.seed)
         records = [CaptionedImage(f"lone-{i}", Drawn(scene, noise), ("",)) for i, scene in enumerate(scenes)]
-        shown = (subject.pairs.row(record, "one", subject.language.pixels(record)[0]) for record in records)
-        unseen = subject.language.pixels(records[0])[0][:, :0, :0]  # of prompts the text alone is read
-        said = (subject.pairs.row(records[0], text, unseen) for text in prompts())
-        found = zero_shot(_read(subject, _images, shown), _read(subject, _texts, said), scenes)
+        found = zero_shot(embedded_images(subject, records), embedded_texts(subject, prompts(), records[0]), scenes)
         chance = {f"{name}_chance": 1 / len(values) for name, values in ATTRIBUTES.items()}
         ends = {name: wilson(value, self.size) for name, value in found.items()}
         return {**settings, "scenes": float(self.size), **with_ends(found, ends), **chance}
-
-
-def _read(subject: Subject, reader: Callable[[Any, Any], Tensor], items: Iterable[PairItem]) -> Tensor:
-    """What ``reader`` makes of all items, some at a time."""
-    batches = _some(items, subject.batch_size)
-    return torch.cat([subject.read(reader, subject.pairs.collate(batch)) for batch in batches])
-
-
-def _some(items: Iterable[PairItem], number: int) -> Iterator[list[PairItem]]:
-    left = iter(items)
-    while batch := list(islice(left, number)):
-        yield batch
-
-
-def _texts(parts: Parts, batch: PairBatch) -> Tensor:
-    embeddings = parts.text_embeddings(batch.caption, batch.clip_caption, ("clip",))["clip"]
-    return F.normalize(embeddings.float(), dim=-1)
-
-
-def _images(parts: Parts, batch: PairBatch) -> Tensor:
-    embeddings = parts.image_embeddings(batch.pixel_values, ("clip",))["clip"]
-    return F.normalize(embeddings.float(), dim=-1)

@@ -16,11 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from hialign.batch import LanguageBatch, PairBatch
 from hialign.benchmarks.scores import Benchmark, Scores
+from hialign.benchmarks.zero_shot import ZeroShot
 from hialign.data import CaptionedImage, Dataset, LanguageCollator, PairCollator, Skipped
 from hialign.evaluation.answered import answer_and_score
 from hialign.evaluation.report import table
 from hialign.evaluation.scored import SCORES, with_intervals, write_scores
 from hialign.evaluation.subject import Subject
+from hialign.evaluation.zero_shot import classify_and_score
 from hialign.runner import assemble, schema, settings
 from hialign.runner.build import build, build_benchmark
 from hialign.training.oracle import PRECISIONS, autocast
@@ -76,7 +78,8 @@ def _scored(
 ) -> tuple[Mapping[str, float | str | None], Scores | None]:
     """A benchmark's numbers, and what they were made of where it says so.
 
-    A benchmark with questions of its own is one of ``hialign.benchmarks``; others are called with the subject.
+    A benchmark with questions of its own is one of ``hialign.benchmarks``, and so is zero-shot classification; others
+    are called with the subject.
     """
     if isinstance(benchmark, Benchmark):
         length = config.max_new_tokens or benchmark.max_new_tokens
@@ -87,11 +90,19 @@ def _scored(
                 "not_scored": f"a judge has to reply to {file.with_suffix('.requests.jsonl')}; then hialign score "
                 f"benchmark={name} answers={file} benchmark.{name}.replies=FILE, with rows of id and reply"
             }, None
-        for flag in scores.flags:
-            print(f"{name}: {flag}")
-        return with_intervals(scores, resamples=config.resamples, seed=config.seed), scores
+        return _told(name, scores, config), scores
+    if isinstance(benchmark, ZeroShot):
+        scores = classify_and_score(subject, name, benchmark)
+        return _told(name, scores, config), scores
     found = benchmark(subject)
     return (found.numbers, found) if isinstance(found, Scores) else (found, None)
+
+
+def _told(name: str, scores: Scores, config: DictConfig) -> dict[str, float | None]:
+    """The numbers with the ends of their intervals; prints the flags."""
+    for flag in scores.flags:
+        print(f"{name}: {flag}")
+    return with_intervals(scores, resamples=config.resamples, seed=config.seed)
 
 
 def _subject(config: DictConfig, folder: Path) -> Subject:
