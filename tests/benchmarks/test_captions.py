@@ -72,7 +72,7 @@ def test_real_captions_have_the_official_tokens(annotations: Path):
     done = subprocess.run(command, input="\n".join(captions), capture_output=True, text=True, check=True, timeout=120)
     marks = {"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
     for caption, line in zip(captions, done.stdout.split("\n"), strict=False):
-        assert tokens(caption) == [word for word in line.split() if word not in marks]
+        assert tokens(caption) == [word for word in line.split(" ") if word and word not in marks]
 
 
 def cases(official: Official) -> dict[str, tuple[list[list[list[str]]], list[list[str]], dict[str, Any]]]:
@@ -210,6 +210,36 @@ def test_the_official_scores_from_official_files(official: Official, made: CocoC
     assert numbers(scores.units, statistic) == scores.numbers
     assert [row["CIDEr"] for row in scores.rows] == pytest.approx(expected["CIDEr_per_image"])
     assert scores.flags == []
+
+
+def test_the_official_scores_of_real_captions(annotations: Path, tmp_path: Path):
+    """Each of 80 images' first caption beside its others; pycocoevalcap 1.2 gave the numbers. One has "22 3/4 st."."""
+    lines = (annotations / "coco" / "caps_boxes_coco2014_val_80.jsonl").read_text().splitlines()
+    texts = [json.loads(line)["captions"] for line in lines]
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.jpg"} for n in range(len(texts))],
+        "annotations": [{"image_id": n, "caption": one} for n, image in enumerate(texts) for one in image[1:]],
+    }
+    (tmp_path / "captions_val2014.json").write_text(json.dumps(content))
+    found = CocoCaptions(root=str(tmp_path), metrics=OWN).score({str(n): one[0] for n, one in enumerate(texts)})
+    expected = {
+        "CIDEr": 0.9532002086572928,
+        "Bleu_4": 0.16551976034727686,
+        "Bleu_3": 0.2724857546703227,
+        "Bleu_2": 0.43187872048198306,
+        "Bleu_1": 0.6326530612237303,
+        "ROUGE_L": 0.44147384231183906,
+    }
+    assert found.numbers == {name: pytest.approx(value, abs=1e-9) for name, value in expected.items()}
+
+
+def test_a_mixed_fraction_is_one_token_to_rouge_and_two_to_bleu(made: CocoCaptions, tmp_path: Path):
+    answers = dict.fromkeys(made.entries, "a cake") | {"1002": "1 1/2 cake"}
+    scores = made.score(answers)
+    assert scores.units["1002"]["length"] == 3
+    assert scores.units["1002"]["ROUGE_L"] == rouge_l(
+        ["1 1/2", "cake"], [tokens(one) for one in made.references["1002"]]
+    )
 
 
 def test_the_statistic_works_on_arrays_of_sums(made: CocoCaptions):

@@ -11,9 +11,9 @@ _SIGNS = {
     "\u00a3": "#",  # as the Treebank writes a pound
     "\u20ac": "$",
     "\u00a2": " cents ",
-    "\u00bd": " 1/2 ",
-    "\u00bc": " 1/4 ",
-    "\u00be": " 3/4 ",
+    "\u00bd": "  1/2 ",  # two blanks: a number before it stays one of its own
+    "\u00bc": "  1/4 ",
+    "\u00be": "  3/4 ",
     "&amp;": "&",
     "&lt;": "<",
     "&gt;": ">",
@@ -53,6 +53,7 @@ _TOKEN = re.compile(
     |(?i:'(?:s|m|d|ll|ve|re)(?![a-z]))
     |(?i:'n'|'(?:em|til|cause|n)(?![a-z]))
     |'[2-9]0s
+    |\d{{1,4}}[ \xa0-]\d{{1,4}}/\d{{1,4}}                                # 1 1/2
     |[-+]?(?:\d+(?:[.,:]\d+)+|\.\d+)                                # 1,000.50 and 5:30
     |[a-zA-Z0-9]+(?:-[a-zA-Z]+){{0,2}}(?:/[a-zA-Z0-9]+(?:-[a-zA-Z]+){{0,2}}){{1,2}}
     |[^\W\d_]+(?:\.[^\W\d_]+)+                                      # a full stop without a blank
@@ -68,13 +69,14 @@ _TOKEN = re.compile(
 def tokens(caption: str) -> list[str]:
     """The lower-case words, numbers and signs of a caption without its punctuation, split as in the Penn Treebank.
 
-    "isn't" is "is" and "n't", brackets are "-lrb-" and the like, and what is neither a letter nor a sign goes.
+    "isn't" is "is" and "n't", brackets are "-lrb-" and the like, and what is neither a letter nor a sign goes. "1 1/2"
+    is one token with a blank that does not break.
 
     Source: Chen et al. 2015, arXiv:1504.00325, section 4, which tokenise by Stanford's PTBTokenizer 3.4.1
     (pycocoevalcap 1.2) and drop punctuation.
-    Differs: written anew, and equal on captions as people write them, but not on all texts: mixed fractions ("1 1/2")
-    are two tokens and smileys are none. There, a single letter that ends a caption ("vitamin A.") keeps or loses its
-    full stop by the first word of the next caption; here it loses it.
+    Differs: written anew, and equal on captions as people write them, but not on all texts: smileys are no tokens. A
+    single letter that ends a caption ("vitamin A.") there keeps its full stop or not by the first word of the caption
+    that comes next; here it loses it.
     """
     text = _SIGN.sub(lambda match: _SIGNS[match[0]], caption)
-    return [_BRACKETS.get(token, token.lower()) for token in _TOKEN.findall(text)]
+    return [_BRACKETS.get(token) or token.lower().replace(" ", "\xa0") for token in _TOKEN.findall(text)]

@@ -122,14 +122,15 @@ class CocoCaptions:
         check_ids(answers, self.entries, "captions")
         references = [[tokens(one) for one in self.references[name]] for name in self.entries]
         candidates = [tokens(answers[name]) for name in self.entries]
+        parts = [[_parted(one) for one in image] for image in references]
         units: dict[str, dict[str, float]] = {name: {"images": 1.0} for name in self.entries}
         columns = list(units.values())
         if "CIDEr" in self.metrics:
-            for unit, value in zip(columns, cider(candidates, references), strict=True):
+            for unit, value in zip(columns, cider([_parted(one) for one in candidates], parts), strict=True):
                 unit["CIDEr"] = value
-        for unit, mine, theirs in zip(columns, candidates, references, strict=True):
+        for unit, mine, theirs, parted in zip(columns, candidates, references, parts, strict=True):
             if "Bleu" in self.metrics:
-                unit.update(bleu_counts(mine, theirs))
+                unit.update(bleu_counts(_parted(mine), parted))
             if "ROUGE_L" in self.metrics:
                 unit["ROUGE_L"] = rouge_l(mine, theirs)
         rows = [{"id": name, "answer": answers[name]} | _shown(unit) for name, unit in units.items()]
@@ -149,6 +150,11 @@ class CocoCaptions:
         if empty:
             found.append(f"{empty} captions hold no word")
         return found
+
+
+def _parted(words: Sequence[str]) -> list[str]:
+    """The tokens with "1 1/2" as two, as BLEU and CIDEr take them in pycocoevalcap; ROUGE-L does not."""
+    return " ".join(words).split()
 
 
 def _shown(unit: dict[str, float]) -> dict[str, float]:

@@ -166,6 +166,25 @@ def test_a_run_is_asked_and_scored_as_its_answers_are(talking: Any, monkeypatch:
     assert talking.hialign("compare", str(folder), "a.jsonl.scores", "resamples=20").code == 0
 
 
+def test_pictures_in_folders_are_classified_and_scored_as_the_answers_are(talking: Any) -> None:
+    pictures = sorted((talking.folder / "pictures" / "images").iterdir())
+    for n, picture in enumerate(pictures[:4]):
+        folder = talking.folder / "kinds" / ("cup", "dog")[n % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / picture.name).write_bytes(picture.read_bytes())
+    benchmark = ("benchmark=zero_shot", "benchmark.zero_shot.root=kinds")
+    done = talking.hialign("evaluate", RUN, *benchmark)
+    assert done.code == 0, done.err
+    assert "zero_shot: 2 classes, fewer than 5" in done.out
+    folder = talking.run("talking", "llava")
+    scores = json.loads((folder / "scores.json").read_text())["zero_shot"]
+    assert scores["acc1"] in {0, 0.25, 0.5, 0.75, 1}
+    done = talking.hialign("score", *benchmark, f"answers={folder / 'answers' / 'zero_shot.jsonl'}", "out=classified")
+    assert done.code == 0, done.err
+    again = json.loads((talking.folder / "classified" / "scores.json").read_text())["zero_shot"]
+    assert {**again, "model": None} == {**scores, "model": None}
+
+
 def test_missing_images_are_told_before_anything_is_asked(talking: Any) -> None:
     done = talking.hialign("evaluate", RUN, *BENCHMARK, "benchmark.pope.images=nowhere")
     assert done.code == 1
