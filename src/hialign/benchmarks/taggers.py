@@ -29,10 +29,11 @@ def _with_data(read: Callable[[str], list[Any]], instead: str) -> Callable[[str]
         try:
             return read(text)
         except LookupError as error:
+            told = next(line.strip() for line in str(error).splitlines() if any(map(str.isalpha, line)))
             raise ValueError(
                 f"NLTK does not find its data; wanted {', '.join(NLTK_DATA)} in a folder that the environment variable "
                 f"NLTK_DATA names (github.com/nltk/nltk_data; nothing is downloaded here), or {instead}. "
-                f"NLTK says: {str(error).strip().splitlines()[0]}"
+                f"NLTK says: {told}"
             ) from error
 
     return checked
