@@ -34,6 +34,7 @@ EXAMPLES = """\
   hialign train experiment=hierarchical data=flickr8k data.root=FOLDER solver=joint seed=3
   hialign train -m experiment=hierarchical data=flickr8k data.root=FOLDER solver=joint,alternating seed=0,1,2
   hialign train experiment=hierarchical data=flickr8k data.root=FOLDER --cfg job     show the config, train nothing
+  hialign cache experiment=dpo data=rlhf_v data.root=FOLDER cache=FOLDER
   hialign evaluate run=runs/hierarchical/NAME
   hialign score benchmark=pope benchmark.pope.root=FOLDER answers=answers.jsonl
   hialign compare runs/hierarchical/NAME runs/joint/NAME

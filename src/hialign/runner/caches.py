@@ -46,12 +46,15 @@ class Caches:
 
 
 def possible(config: DictConfig, model: Model, stages: Sequence[Stage]) -> Caches:
-    """What of the run can be cached. The model is as the run starts."""
+    """What of the run can be cached. The model is as the run starts.
+
+    Of outer levels alone: how many batches a solver takes of the inner one is its own affair.
+    """
     weights = _Weights(model)
     parts, left = [], []
     for number, stage in enumerate(stages):
         node = config.stages[stage.name]
-        moving = _trains_tower(config, [before.name for before in stages[: number + 1]])
+        moving = _moving(config, model, [before.name for before in stages[: number + 1]])
         run = stage.levels["outer"]
         for stream, loader in run.streams.items():
             assert isinstance(loader, Loader)
@@ -64,7 +67,7 @@ def possible(config: DictConfig, model: Model, stages: Sequence[Stage]) -> Cache
             if batch_type not in (LanguageBatch, PreferenceBatch):
                 left.append(f"features of {stage.name}/{stream}: its batches are {batch_type.__name__}")
             elif moving:
-                left.append(f"features of {stage.name}/{stream}: stages.{moving}.train.vision lets the tower change")
+                left.append(f"features of {stage.name}/{stream}: {moving}")
             else:
                 images = _images(model, node, batch_type)
                 wanted = _wanted(config, node, stage, stream, loader, weights.tower, images)
@@ -199,9 +202,13 @@ def _corruption(node: DictConfig, batch_type: type) -> dict[str, Any]:
     return {"corrupt": node.corrupt, **({"noise_step": node.noise_step} if node.corrupt == "noise" else {})}
 
 
-def _trains_tower(config: DictConfig, stages: Sequence[str]) -> str | None:
-    """The first of the stages in which the image tower trains."""
-    return next((name for name in stages if config.stages[name].train.get("vision", "frozen") != "frozen"), None)
+def _moving(config: DictConfig, model: Model, stages: Sequence[str]) -> str | None:
+    """Why the image tower does not say the same of an image in all of the stages; None where it does."""
+    for name in stages:
+        if config.stages[name].train.get("vision", "frozen") != "frozen":
+            return f"stages.{name}.train.vision lets the tower change"
+    dropout = getattr(model.root.llava.config.vision_config, "attention_dropout", 0.0)
+    return f"the tower has attention_dropout={dropout}" if dropout else None
 
 
 def _without(root: str | None, node: Any) -> Any:

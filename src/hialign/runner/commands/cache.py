@@ -28,6 +28,7 @@ from hialign.runner import assemble, caches, schema
 from hialign.runner.caches import Part
 from hialign.runner.commands.train import alone_in
 from hialign.training.cache import (
+    MANIFEST,
     SHARD_BYTES,
     Made,
     Manifest,
@@ -103,7 +104,8 @@ def _that_pay(makers: Sequence[tuple[Part, Make]], left: Sequence[str], folder: 
         print(f"no {why}")
     paying = []
     for part, make in makers:
-        pays, why = _worth(part, make, folder)
+        begun = (folder / part.path / MANIFEST).is_file()
+        pays, why = (True, "begun already") if begun else _worth(part, make, folder)
         print(f"{part.path}: {why}" + ("" if pays else f"; left out, what=[{part.kind}] writes it all the same"))
         if pays:
             paying.append((part, make))
