@@ -112,6 +112,12 @@ def test_rows_that_come_again_are_made_once(tmp_path):
     assert len(read(tmp_path).places) == 12
 
 
+@pytest.mark.parametrize(("bounds", "shards"), [({}, 1), ({"shard_bytes": 1}, 6), ({"shard_seconds": 0.0}, 6)])
+def test_a_shard_ends_at_either_bound(tmp_path, bounds, shards):
+    """Log-probabilities alone are small: without the second one a kill after an hour could lose all of it."""
+    assert len(fill(tmp_path, begun(tmp_path), Numbers(), Maker(), **bounds).shards) == shards
+
+
 def test_a_killed_writing_goes_on_behind_its_last_whole_shard(tmp_path):
     maker = Maker(fails_at=4)
     with pytest.raises(KeyboardInterrupt):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from hialign.training.logs import write_json
 FORMAT = 1
 MANIFEST = "manifest.json"
 SHARD_BYTES = 256 * 2**20
+SHARD_SECONDS = 60.0  # of making entries; what a kill may lose
 
 Entry = Mapping[str, Tensor]  # by name, each (some, ...)
 Key = Mapping[str, Any]  # what made a cache; goes through json
@@ -151,36 +153,57 @@ def fill(
     make: Callable[[Any, Collection[str]], Made],
     *,
     shard_bytes: int = SHARD_BYTES,
+    shard_seconds: float = SHARD_SECONDS,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> Manifest:
     """Covers the manifest's missing steps; returns it with their shards, as it then is on disk.
 
     ``make`` is given one of the stream's batches and the keys that are known already; ``progress`` is told each step's
-    number of rows. A kill loses the shard under way and none before it.
+    number of rows. A shard ends with the step in which it reaches either bound. A kill loses the one under way and none
+    before it.
     """
     known = {key for shard in manifest.shards for key in read_index(folder, shard)}
     start = stream.state_dict()
     for begin, end, state in manifest.missing:
         stream.load_state_dict(dict(start if state is None else state))
-        entries: dict[str, Entry] = {}
-        drawn = False
-        for step in range(begin, end):
-            batches = stream.next()
-            for batch in batches:
-                made = make(batch, known)
-                entries |= made.entries
-                known |= made.entries.keys()
-                drawn |= made.drawn
-            progress(sum(map(len, batches)))
-            if step + 1 == end or _size(entries) >= shard_bytes:
-                file = f"{begin:06d}-{step + 1:06d}.safetensors"
-                written = write_shard(folder, file, entries)
-                shard = Shard(file, *written, begin, step + 1, stream.state_dict(), drawn)
-                shards = sorted((*manifest.shards, shard), key=lambda one: one.begin)
-                manifest = replace(manifest, shards=tuple(shards))
-                write_manifest(folder, manifest)
-                entries, begin, drawn = {}, step + 1, False
+        at = begin
+        while at < end:
+            made, steps = _collect(stream, make, known, end - at, (shard_bytes, shard_seconds), progress)
+            file = f"{at:06d}-{at + steps:06d}.safetensors"
+            written = write_shard(folder, file, made.entries)
+            shard = Shard(file, *written, at, at + steps, stream.state_dict(), made.drawn)
+            shards = sorted((*manifest.shards, shard), key=lambda one: one.begin)
+            manifest = replace(manifest, shards=tuple(shards))
+            write_manifest(folder, manifest)
+            at += steps
     return manifest
+
+
+def _collect(
+    stream: Walk,
+    make: Callable[[Any, Collection[str]], Made],
+    known: set[str],
+    most: int,
+    bounds: tuple[int, float],
+    progress: Callable[[int], object],
+) -> tuple[Made, int]:
+    """The new entries of the next steps, ``most`` or until they reach a bound, and how many steps those were.
+
+    Their keys are added to ``known``.
+    """
+    entries: dict[str, Entry] = {}
+    drawn, began = False, time.monotonic()
+    for step in range(most):
+        batches = stream.next()
+        for batch in batches:
+            made = make(batch, known)
+            entries |= made.entries
+            known |= made.entries.keys()
+            drawn |= made.drawn
+        progress(sum(map(len, batches)))
+        if _size(entries) >= bounds[0] or time.monotonic() - began >= bounds[1]:
+            return Made(entries, drawn), step + 1
+    return Made(entries, drawn), most
 
 
 def write_shard(folder: Path, file: str, entries: Mapping[str, Entry]) -> tuple[int, int]:

@@ -155,7 +155,7 @@ def _write(part: Part, make: Make, folder: Path) -> None:
     finally:
         part.loader.load_state_dict(start)
     size = sum(shard.bytes for shard in manifest.shards)
-    print(f"{folder}: {len(manifest.shards)} shards, {size / 1e9:.3f} GB" + ("" if left else ", whole already"))
+    print(f"{folder}: {len(manifest.shards)} shards, {size / 1e6:,.1f} MB" + ("" if left else ", whole already"))
 
 
 def _begun(part: Part, folder: Path) -> Manifest:
@@ -175,19 +175,20 @@ def _begun(part: Part, folder: Path) -> Manifest:
         raise ValueError(
             f"{folder} holds another cache (there -> here): {'; '.join(changed)}; name another folder, or remove it"
         )
-    for partial_file in folder.glob("partial-*"):  # of a run that was killed
-        partial_file.unlink()
     whole = tuple(shard for shard in have.shards if _is_whole(folder, shard))
+    for file in folder.glob("*.safetensors"):
+        if file.name not in {shard.file for shard in whole}:  # damaged, or under way when a run was killed
+            file.unlink()
     longer = max(have, part.wanted, key=lambda manifest: manifest.steps)
     return replace(have, steps=longer.steps, rows=longer.rows, shards=whole)
 
 
 def _is_whole(folder: Path, shard: Shard) -> bool:
+    """Whether every entry of the shard can be read; says what is wrong where it cannot."""
     try:
         check_shard(folder, shard)
     except ValueError as error:
-        print(f"{error}; it is made anew now", file=sys.stderr)
-        (folder / shard.file).unlink(missing_ok=True)
+        print(str(error).partition(";")[0] + "; it is made anew now", file=sys.stderr)
         return False
     return True
 
