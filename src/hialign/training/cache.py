@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hialign.training.logs import write_json
+from hialign.files import write_json
 
 FORMAT = 1
 MANIFEST = "manifest.json"
