@@ -43,6 +43,14 @@ def test_every_tensor_moves_those_of_nested_dataclasses_too():
     assert tokens().to("meta").labels.device.type == "meta"
 
 
+def test_the_tensors_of_a_mapping_move_too():
+    told = {"text_logps": torch.zeros(3), "text_states": torch.zeros(3, 2)}
+    batch = LanguageBatch(records=("a",), pixel_values=torch.rand(1, 3, 4, 4), text=tokens(rows=1), reference=told)
+    moved = batch.to("meta").reference
+    assert moved is not None
+    assert {name: tensor.is_meta for name, tensor in moved.items()} == {"text_logps": True, "text_states": True}
+
+
 def test_what_is_no_tensor_stays_as_it_was():
     batch = Nested(records=("a", "b"), inner=pairs(), note="kept")
     moved = batch.to("cpu")

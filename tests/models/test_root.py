@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -258,3 +260,18 @@ def test_a_batch_without_images_gives_what_the_language_model_alone_gives_and_re
     for part in (root.llava.model.multi_modal_projector.linear_1, root.llava.model.vision_tower.pre_layrnorm):
         assert part.weight.grad is not None
         assert not part.weight.grad.any()
+
+
+@pytest.mark.parametrize("method", ["next_token_logits", "text_states"])
+def test_image_features_in_the_place_of_pixels_give_the_same_and_spare_the_tower(model, language_batch, method):
+    root, pixels, text = model.root, language_batch.pixel_values, language_batch.text
+    read: Any = getattr(root, method)
+    found: list[Tensor] = []
+    with torch.no_grad():
+        features = root.image_features(pixels)
+        assert features.shape == (len(pixels), model.num_image_tokens, root.llava.config.vision_config.hidden_size)
+        runs = count_runs([root.llava.model.vision_tower], lambda: found.append(read(features, text)))
+        assert runs == [0]
+        assert torch.equal(found[0], read(pixels, text))
+        bare = replace(text, ids=text.ids * 0 + 40)
+        assert torch.equal(read(features[:0], bare), read(pixels[:0], bare))

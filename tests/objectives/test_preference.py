@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -344,3 +345,57 @@ def test_a_reference_of_new_adapters_is_the_model_without_them(model):
     torch.testing.assert_close(there, plain_states, rtol=1e-5, atol=1e-5)
     assert (moved - there).abs().max() > 0.1
     assert all(p.requires_grad for n, p in adapted.root.named_parameters() if ".lora_" in n)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_what_a_batch_brings_of_the_reference_serves_as_the_reference(trained, monkeypatch, name):
+    objective, batch = Preference(LOSSES[name]), make_batch(trained)
+    live, expected = gradients(trained.root, objective, batch)
+    with trained.root.reference() as reference:
+        told = objective.read_reference(reference, batch)
+    assert tuple(told) == objective.reference_reads[PreferenceBatch]
+    targets = {"chosen": 5 + 7 + 1, "rejected": 2 + 5 + 6, "corrupted": 5 + 7 + 1}  # the answers' tokens, by hand
+    assert all(len(values) == targets[key.rpartition("_")[0]] for key, values in told.items())
+    monkeypatch.setattr(trained.root, "_reference", None)  # to ask for it would now be an error
+    cached, found = gradients(trained.root, objective, replace(batch, reference=told))
+    assert torch.equal(cached.loss_sum, live.loss_sum)
+    assert all(torch.equal(found[key], gradient) for key, gradient in expected.items())
+
+
+@pytest.mark.parametrize("kl", ["vocabulary", "target"])
+def test_halvas_anchor_takes_what_its_batch_brings(trained, kl):
+    objective, batch = Halva(kl=kl), make_batch(trained)
+    clean = LanguageBatch(records=batch.records, pixel_values=batch.pixel_values, text=batch.chosen)
+    live = trained.root(objective, clean)
+    with trained.root.reference() as reference:
+        told = objective.read_reference(reference, clean)
+    assert tuple(told) == objective.reference_reads[LanguageBatch]
+    assert live.loss_sum.item() > 0
+    assert torch.equal(trained.root(objective, replace(clean, reference=told)).loss_sum, live.loss_sum)
+
+
+def test_which_answers_of_the_reference_a_loss_reads():
+    def reads(name, **settings):
+        return Preference(LOSSES[name], **settings).reference_reads[PreferenceBatch]
+
+    assert reads("dpo") == ("chosen_logps", "rejected_logps")
+    assert reads("mdpo") == ("chosen_logps", "rejected_logps", "corrupted_logps")
+    assert set(reads("chip")) == {*reads("mdpo"), "chosen_states", "rejected_states"}
+    assert reads("dpo", terms=[]) == ()
+
+
+def test_without_the_whole_reference_its_head_is_kept_alone(model):
+    root = model.root
+    head, before = root.head[0], root.head[0].detach().clone()  # tied to the embeddings, by whose name it goes
+    root.keep_reference({name for name, _ in root.named_parameters()}, whole=False)
+    with torch.no_grad():
+        head.add_(1.0)
+    kept, bias = root.reference_head
+    assert bias is None
+    assert torch.equal(kept, before)
+    with pytest.raises(ValueError, match="reference: none is kept, or its output layer alone"), root.reference():
+        pass
+    with torch.no_grad():
+        head.copy_(before)
+    root.keep_reference((), whole=False)  # a head that does not train needs no copy
+    assert root.reference_head[0].data_ptr() == head.data_ptr()

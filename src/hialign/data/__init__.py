@@ -7,6 +7,7 @@ from hialign.data.hacl import hacl_captions
 from hialign.data.hallucinate import ByModel, ByWords, Hallucinated, Left
 from hialign.data.halva import halva_preferences
 from hialign.data.hub import hub_caption_stream, hub_captions
+from hialign.data.keyed import CachedCollator, KeyedBatch, KeyedCollator, side_tokens
 from hialign.data.llava import llava_captions, llava_conversations
 from hialign.data.loader import Loader
 from hialign.data.preferences import chosen_captions, hub_preferences, json_preferences
@@ -41,6 +42,7 @@ __all__ = [
     "BadRecord",
     "ByModel",
     "ByWords",
+    "CachedCollator",
     "CaptionedImage",
     "Conversation",
     "Dataset",
@@ -49,6 +51,8 @@ __all__ = [
     "Hallucinated",
     "HallucinatedCollator",
     "HallucinatedImage",
+    "KeyedBatch",
+    "KeyedCollator",
     "LanguageCollator",
     "Left",
     "Loader",
@@ -78,6 +82,7 @@ __all__ = [
     "measure",
     "mix",
     "rlhf_v_preferences",
+    "side_tokens",
     "split",
     "vqa_v2",
 ]

@@ -121,6 +121,11 @@ class Loader(Generic[B]):
         finally:
             self.close()
 
+    def through(self, collator: Collator[B]) -> None:
+        """From now on batches are made by ``collator``; the position stays."""
+        self.close()
+        self.collator, self._maker = collator, _Maker(self._order.items, collator)
+
     def state_dict(self) -> dict[str, Any]:
         """The position after the steps delivered so far, and what it is a position in; goes through json."""
         return {**self._order.fixed, **self._order.state(self._position)}

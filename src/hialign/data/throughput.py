@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -40,14 +41,18 @@ class Throughput:
         )
 
 
-def measure(loader: Loader[Any]) -> Throughput:
-    """The throughput of ``loader``, whose position and batches stay; takes a few micro-batches or two seconds."""
+def measure(loader: Loader[Any], *, most: int | None = None) -> Throughput:
+    """The throughput of ``loader``, whose position and batches stay; takes a few micro-batches or two seconds.
+
+    ``most`` bounds the micro-batches, for a stream that is not to be read beyond some step.
+    """
     begin = time.perf_counter()
     trial = loader.trial()
     ends: list[float] = []
     together = max(1, loader.workers)  # the first of each worker come at about one time and say little of the rate
+    enough = min(together * (1 + MICRO_BATCHES), most or sys.maxsize)
     try:
-        while len(ends) < together * (1 + MICRO_BATCHES) and (not ends or ends[-1] - begin < SECONDS):
+        while len(ends) < enough and (not ends or ends[-1] - begin < SECONDS):
             batch = next(trial)
             ends.append(time.perf_counter())
         with watched(loader.processes, loader.name):
@@ -77,3 +82,6 @@ def _sizes(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
     elif is_dataclass(value):
         for field in fields(value):
             yield from _sizes(getattr(value, field.name), field.name)
+    elif isinstance(value, Mapping):
+        for inside, entry in value.items():
+            yield from _sizes(entry, inside)

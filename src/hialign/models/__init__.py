@@ -3,7 +3,7 @@
 from hialign.models.clip import ClipTowers, clip_from_hf, clip_from_open_clip
 from hialign.models.generate import evaluating, generate
 from hialign.models.llava import from_checkpoint, from_parts
-from hialign.models.lora import LORA_PARTS, Lora, add_lora, lora_parts, save_adapter
+from hialign.models.lora import LORA_PARTS, Lora, add_lora, base_state, lora_parts, save_adapter
 from hialign.models.model import Model, Native, load, save, save_beside
 from hialign.models.parts import (
     MODES,
@@ -34,6 +34,7 @@ __all__ = [
     "PartCount",
     "Root",
     "add_lora",
+    "base_state",
     "checkpoint_activations",
     "clip_from_hf",
     "clip_from_open_clip",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -32,6 +32,7 @@ class Root(nn.Module):
         self.llava = llava
         self.alignment = alignment
         self._reference: dict[str, Tensor] | None = None  # no part of the state: it is made anew from the start
+        self._reference_head: dict[str, Tensor] = {}  # what the output layer was, where it trains
         self._adapters_off = False
 
     def forward(self, objective: Callable[[Root, B], T], batch: B) -> T:
@@ -44,23 +45,19 @@ class Root(nn.Module):
         return self.alignment.temperature
 
     def next_token_logits(self, pixel_values: Tensor, text: Tokens) -> Tensor:
-        """Logits (batch, length, vocabulary). ``pixel_values`` holds the images of all rows in order, or none."""
+        """Logits (batch, length, vocabulary). ``pixel_values`` holds the images of all rows in order, or none.
+
+        Here and below they may also be what ``image_features`` made of them.
+        """
         what = {"input_ids": text.ids, "pixel_values": pixel_values}
-        if not len(pixel_values):
-            what = {"inputs_embeds": self._text_with_blank_image(text, pixel_values)}
+        if not len(pixel_values) or _are_features(pixel_values):
+            what = {"inputs_embeds": self._embedded(pixel_values, text.ids)}
         logits: Tensor = self.llava(**what, attention_mask=text.mask, use_cache=False, return_dict=True).logits
         return logits
 
-    def _text_with_blank_image(self, text: Tokens, no_image: Tensor) -> Tensor:
-        """The embeddings of rows without image, plus zero times a blank image's features.
-
-        Tower and projector then take part in every batch: they get a gradient of zero instead of none, and a rank whose
-        batch has no image does what the others do.
-        """
-        blank = no_image.new_zeros(1, *no_image.shape[1:])
-        _, features = self._image_states(blank, projected=True)
-        embeddings: Tensor = self.llava.get_input_embeddings()(text.ids)
-        return embeddings + 0 * features.sum().to(embeddings.dtype)
+    def image_features(self, pixel_values: Tensor) -> Tensor:
+        """What the projector reads of images, (images, patches, vision width)."""
+        return self._selected(self.llava.model.vision_tower(pixel_values, output_hidden_states=True))
 
     def answer_states(
         self, pixel_values: Tensor, chosen: Tokens, rejected: Tokens, starts: Tensor
@@ -88,11 +85,16 @@ class Root(nn.Module):
         return states
 
     def _embedded(self, pixel_values: Tensor, ids: Tensor) -> Tensor:
-        """The embeddings of ``ids``, image features in the places of their placeholders, in row order."""
+        """The embeddings of ``ids``, image features in the places of their placeholders, in row order.
+
+        Rows without image have zero times a blank image's features added. Tower and projector then take part in every
+        batch: they get a gradient of zero instead of none, and a rank whose batch has no image does what the others do.
+        """
         embeddings: Tensor = self.llava.get_input_embeddings()(ids)
         images = pixel_values if len(pixel_values) else pixel_values.new_zeros(1, *pixel_values.shape[1:])
-        _, features = self._image_states(images, projected=True)
-        if not len(pixel_values):  # see _text_with_blank_image
+        read = images if _are_features(images) else self.image_features(images)
+        features: Tensor = self.llava.model.multi_modal_projector(read)
+        if not len(pixel_values):
             return embeddings + 0 * features.sum().to(embeddings.dtype)
         here = (ids == self.llava.config.image_token_index).unsqueeze(-1)
         return embeddings.masked_scatter(here, features.to(embeddings.dtype))
@@ -103,18 +105,30 @@ class Root(nn.Module):
         layer: nn.Linear = self.llava.lm_head
         return layer.weight, layer.bias
 
-    def keep_reference(self, trained: Collection[str]) -> None:
+    def keep_reference(self, trained: Collection[str], *, whole: bool = True) -> None:
         """Keeps what the parameters ``trained`` are now, for ``reference`` to go back to.
 
-        Adapters that add nothing yet are not copied: to leave them off is the same.
+        Adapters that add nothing yet are not copied: to leave them off is the same. Without ``whole`` the output layer
+        alone is kept, for batches that bring along what the model says now.
         """
         untouched = all(not p.any() for name, p in self.named_parameters() if ".lora_B." in name)
         self._adapters_off = untouched
-        self._reference = {
+        head = {id(p): which for which, p in zip(("weight", "bias"), self.head, strict=True)}
+        kept = {
             name: p.detach().clone()
             for name, p in self.named_parameters()
-            if name in trained and not (untouched and ".lora_" in name)
+            if name in trained and not (untouched and ".lora_" in name) and (whole or id(p) in head)
         }
+        self._reference_head = {head[id(p)]: kept[n] for n, p in self.named_parameters() if n in kept and id(p) in head}
+        self._reference = kept if whole else None
+
+    @property
+    def reference_head(self) -> tuple[Tensor, Tensor | None]:
+        """``head`` of the model that ``keep_reference`` found, without gradients."""
+        weight, bias = self.head
+        kept = self._reference_head
+        bias = kept.get("bias", bias)
+        return kept.get("weight", weight).detach(), None if bias is None else bias.detach()
 
     @contextmanager
     def reference(self) -> Iterator[Root]:
@@ -124,8 +138,8 @@ class Root(nn.Module):
         """
         if self._reference is None:
             raise ValueError(
-                "reference: none is kept; an objective that compares with the starting model has needs_reference = "
-                "True, and outside of hialign train keep_reference comes first"
+                "reference: none is kept, or its output layer alone; an objective that compares with the starting "
+                "model has needs_reference = True, and outside of hialign train keep_reference comes first"
             )
         before, parameters = self.training, dict(self.named_parameters())
         with torch.no_grad(), put(parameters, self._reference), _without_adapters(self, self._adapters_off):
@@ -165,9 +179,13 @@ class Root(nn.Module):
         states = inner.vision_tower(pixel_values, output_hidden_states=True)
         if not projected:
             return states.pooler_output, pixel_values.new_empty(0)
-        layer = states.hidden_states[self.llava.config.vision_feature_layer]
+        return states.pooler_output, inner.multi_modal_projector(self._selected(states))
+
+    def _selected(self, states: Any) -> Tensor:
+        """The layer that the language model reads, of what the tower gives out."""
+        layer: Tensor = states.hidden_states[self.llava.config.vision_feature_layer]
         first = 1 if self.llava.config.vision_feature_select_strategy == "default" else 0  # drops the class token
-        return states.pooler_output, inner.multi_modal_projector(layer[:, first:])
+        return layer[:, first:]
 
     def _mean_embedding(self, caption: Tokens) -> Tensor:
         embeddings = self.llava.get_input_embeddings()(caption.ids)
@@ -187,6 +205,11 @@ class Root(nn.Module):
     def _read_caption(self, caption: Tokens) -> Tensor:
         states = self.llava.model.language_model(input_ids=caption.ids, attention_mask=caption.mask, use_cache=False)
         return _last(states.last_hidden_state, caption.mask)
+
+
+def _are_features(images: Tensor) -> bool:
+    """Whether the tower has read them: pixels have four dimensions."""
+    return images.dim() == 3
 
 
 def _taken(states: Tensor, places: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -68,33 +68,48 @@ class Preference:
         self.loss, self.changed, self.rule, self.shared_prefix = loss, changed, rule, shared_prefix
         self.asked = _asked(loss, terms)
         self.by_token = bool({"chosen_weights", "normalize"} & set(inspect.signature(loss).parameters))
-        self.needs_reference = any(name.startswith("reference") or name.endswith("_kl") for name in self.asked)
+        logps = [f"{name.removeprefix('reference_')}_logps" for name in self.asked if name.startswith("reference_")]
+        states = [f"{name.removesuffix('_kl')}_states" for name in self.asked if name.endswith("_kl")]
+        self.reference_reads = {PreferenceBatch: (*logps, *states)}
+        self.needs_reference = bool(logps or states)
         self.needs_corrupted = "policy_corrupted" in self.asked
         self.unbounded = _unbounded(loss, self.asked)
 
     def __call__(self, parts: Parts, batch: Batch) -> Result:
         """The loss summed over the rows, and their number; what is logged are rewards and log-probabilities."""
         assert isinstance(batch, PreferenceBatch)
-        chosen, rejected = (
-            tail(side.labels, batch.starts, side, fill=IGNORED) for side in (batch.chosen, batch.rejected)
-        )
-        if self.needs_reference:
-            with parts.reference() as reference:
-                there = self._read(reference, batch)
-                given = self._logps("reference", reference, there, chosen, rejected)
-                head = _kept(reference)
+        labels = _answer_labels(batch)
+        there = _reference(self, parts, batch) if self.needs_reference else {}
         here = self._read(parts, batch)
-        policy = self._logps("policy", parts, here, chosen, rejected)
-        given = policy | (given if self.needs_reference else {})
+        policy = {
+            f"policy_{side}": self._scored(logps, labels[side]) for side, logps in self._logps(here, labels, parts)
+        }
+        given = dict(policy)
+        for name, values in there.items():
+            side, _, kind = name.rpartition("_")
+            if kind == "logps":
+                given[f"reference_{side}"] = self._scored(_spread(values, labels[side]), labels[side])
+            else:
+                given[f"{side}_kl"] = _divergence(parts, here[side], values, labels[side])
         if "chosen_weights" in self.asked:
-            given |= self._weights(batch, chosen, rejected)
-        if "chosen_kl" in self.asked:
-            for side, labels in (("chosen", chosen), ("rejected", rejected)):
-                given[f"{side}_kl"] = _divergence(parts, here[side], there[side], head, labels)
+            given |= self._weights(batch, labels["chosen"], labels["rejected"])
         found = self.loss(**{name: given[name] for name in self.asked}, details=True)
         assert isinstance(found, PreferenceLoss)
-        rows = torch.tensor(float(len(batch)), device=chosen.device)
+        rows = torch.tensor(float(len(batch)), device=batch.starts.device)
         return Result(found.losses.sum(), rows, _numbers(found, policy, given))
+
+    def read_reference(self, reference: Parts, batch: Batch) -> dict[str, Tensor]:
+        """What the loss reads of the model that training began with, by the names in ``reference_reads``.
+
+        Of the tokens to predict alone, row behind row: log-probabilities (targets,), states (targets, width).
+        """
+        assert isinstance(batch, PreferenceBatch)
+        labels, states = _answer_labels(batch), self._read(reference, batch)
+        found = {
+            f"{side}_logps": _targets(logps, labels[side]) for side, logps in self._logps(states, labels, reference)
+        }
+        found |= {f"{side}_states": _targets(rows[:, :-1], labels[side]) for side, rows in states.items()}
+        return {name: found[name] for name in self.reference_reads[PreferenceBatch]}
 
     def _weights(self, batch: PreferenceBatch, chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
         """The weights of the answers' tokens, (batch, tokens) each; the released rule reads the prompt as well."""
@@ -125,16 +140,16 @@ class Preference:
         return states
 
     def _logps(
-        self, model: str, parts: Parts, states: Mapping[str, Tensor], chosen: Tensor, rejected: Tensor
-    ) -> dict[str, Tensor]:
-        """The answers' log-probabilities by argument name: (batch, tokens), or their sums (batch,)."""
+        self, states: Mapping[str, Tensor], labels: Mapping[str, Tensor], parts: Parts
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Each side's name and the log-probabilities of its answers' tokens, (batch, tokens)."""
         weight, bias = parts.head
-        found = {}
         for side, rows in states.items():
-            labels = rejected if side == "rejected" else chosen
-            logps = chunked_token_logps(rows, weight, labels, bias=bias)
-            found[f"{model}_{side}"] = logps if self.by_token else sequence_logps(logps, labels)
-        return found
+            yield side, chunked_token_logps(rows, weight, labels[side], bias=bias)
+
+    def _scored(self, logps: Tensor, labels: Tensor) -> Tensor:
+        """The answers' log-probabilities as the loss takes them: (batch, tokens), or their sums (batch,)."""
+        return logps if self.by_token else sequence_logps(logps, labels)
 
 
 class Halva:
@@ -165,6 +180,7 @@ class Halva:
         if not alpha >= 0:
             raise ValueError(f"alpha: got {alpha}, wanted 0 or more")
         self.alpha, self.cells, self.kl, self.shared_prefix = alpha, cells, kl, shared_prefix
+        self.reference_reads = {LanguageBatch: ("text_states" if kl == "vocabulary" else "text_logps",)}
 
     def __call__(self, parts: Parts, batch: Batch) -> Result:
         """The phrases' loss and the number of their pairs, or alpha times the divergence and the number of answers."""
@@ -201,18 +217,25 @@ class Halva:
 
     def _anchor(self, parts: Parts, batch: LanguageBatch) -> Result:
         labels = batch.text.labels
-        with parts.reference() as reference:
-            there = reference.text_states(batch.pixel_values, batch.text)
-            head = _kept(reference)
+        there = _reference(self, parts, batch)
         here = parts.text_states(batch.pixel_values, batch.text)
         if self.kl == "vocabulary":
-            sums = _divergence(parts, here, there, head, labels)
+            sums = _divergence(parts, here, there["text_states"], labels)
         else:
-            theirs = chunked_token_logps(there, head[0], labels, bias=head[1]).detach()
+            theirs = _spread(there["text_logps"], labels)
             ours = chunked_token_logps(here, parts.head[0], labels, bias=parts.head[1])
             sums = (theirs.exp() * (theirs - ours)).masked_fill(labels[:, 1:] == IGNORED, 0.0).sum(dim=-1)
         rows = torch.tensor(float(len(batch)), device=labels.device)
         return Result(self.alpha * sums.sum(), rows, {"anchor_kl": sums.detach().mean()})
+
+    def read_reference(self, reference: Parts, batch: Batch) -> dict[str, Tensor]:
+        """As that of ``Preference``, of a row's whole text."""
+        assert isinstance(batch, LanguageBatch)
+        states, (weight, bias) = reference.text_states(batch.pixel_values, batch.text), reference.head
+        labels = batch.text.labels
+        if self.kl == "vocabulary":
+            return {"text_states": _targets(states[:, :-1], labels)}
+        return {"text_logps": _targets(chunked_token_logps(states, weight, labels, bias=bias), labels)}
 
 
 def _answer_states(parts: Parts, batch: PreferenceBatch, *, shared: bool) -> tuple[Tensor, Tensor]:
@@ -223,6 +246,35 @@ def _answer_states(parts: Parts, batch: PreferenceBatch, *, shared: bool) -> tup
         tail(parts.text_states(batch.pixel_values, side), batch.starts, side) for side in (batch.chosen, batch.rejected)
     )
     return chosen, rejected
+
+
+def _answer_labels(batch: PreferenceBatch) -> dict[str, Tensor]:
+    """The labels of each side's answers, as ``tail`` has them; the corrupted side's answers are the chosen ones."""
+    chosen, rejected = (tail(side.labels, batch.starts, side, fill=IGNORED) for side in (batch.chosen, batch.rejected))
+    return {"chosen": chosen, "rejected": rejected, "corrupted": chosen}
+
+
+def _reference(
+    objective: Preference | Halva, parts: Parts, batch: PreferenceBatch | LanguageBatch
+) -> Mapping[str, Tensor]:
+    """What the objective reads of the model that training began with: what the batch has brought along, or made now."""
+    if batch.reference is not None:
+        return batch.reference
+    with parts.reference() as reference:
+        return objective.read_reference(reference, batch)
+
+
+def _targets(values: Tensor, labels: Tensor) -> Tensor:
+    """(targets, ...): of ``values`` (batch, length - 1, ...) those before the places that have labels."""
+    return values[labels[:, 1:] != IGNORED]
+
+
+def _spread(values: Tensor, labels: Tensor) -> Tensor:
+    """(batch, length - 1, ...): ``values`` as ``_targets`` gives them back in their places, 0 elsewhere."""
+    predicted = labels[:, 1:] != IGNORED
+    whole = values.new_zeros(*predicted.shape, *values.shape[1:])
+    whole[predicted] = values
+    return whole
 
 
 def tail(rows: Tensor, starts: Tensor, tokens: Tokens, *, fill: int | None = None) -> Tensor:
@@ -270,20 +322,12 @@ def _optional(found: Mapping[str, inspect.Parameter], name: str) -> bool:
     return name in found and found[name].default is not inspect.Parameter.empty
 
 
-def _kept(reference: Parts) -> tuple[Tensor, Tensor | None]:
-    """The reference's output layer, still its own when the model has become the policy again."""
-    weight, bias = reference.head
-    return weight.detach(), None if bias is None else bias.detach()
-
-
-def _divergence(
-    parts: Parts, here: Tensor, there: Tensor, head: tuple[Tensor, Tensor | None], labels: Tensor
-) -> Tensor:
-    """(batch,): KL(reference || policy) summed over each row's labelled tokens, from both models' states."""
+def _divergence(parts: Parts, here: Tensor, there: Tensor, labels: Tensor) -> Tensor:
+    """(batch,): KL(reference || policy) summed over each row's labelled tokens, ``there`` as ``_targets`` gives it."""
     weight, bias = parts.head
-    by_token = chunked_token_kl(
-        here, weight, there, labels, bias=bias, reference_weight=head[0], reference_bias=head[1]
-    )
+    kept, kept_bias = parts.reference_head
+    whole = F.pad(_spread(there, labels), (0, 0, 0, 1))  # the last state predicts nothing
+    by_token = chunked_token_kl(here, weight, whole, labels, bias=bias, reference_weight=kept, reference_bias=kept_bias)
     return by_token.sum(dim=-1)
 
 

@@ -50,6 +50,11 @@ class Parts(Protocol):
         """Within it the model is the one that training began with, without gradients."""
         ...
 
+    @property
+    def reference_head(self) -> tuple[Tensor, Tensor | None]:
+        """``head`` of the model that training began with, without gradients."""
+        ...
+
     def image_embeddings(self, pixel_values: Tensor, pairs: tuple[str, ...]) -> dict[str, Tensor]:
         """For each pair by name, the images' embeddings (batch, dim)."""
         ...
@@ -72,9 +77,10 @@ class Objective(Protocol):
     One that reads several kinds has a mapping of its streams' names to the batches that they give.
 
     One that has ``bounded = True`` besides has a proved lower bound for each batch, among its numbers as ``floor``; one
-    that has ``needs_reference = True`` compares with the model that the run started from, one that has
-    ``needs_corrupted = True`` with the stage's corrupted image. ``unbounded``, where it is not empty, says what lets
-    the loss fall without end.
+    that has ``needs_reference = True`` compares with the model that the run started from: it has ``reference_reads``,
+    the names of what it reads of that model, for each kind of batch, and ``read_reference``, which gives them. One that
+    has ``needs_corrupted = True`` compares with the stage's corrupted image. ``unbounded``, where it is not empty, says
+    what lets the loss fall without end.
     """
 
     batch_type: type[Batch] | Mapping[str, type[Batch]]

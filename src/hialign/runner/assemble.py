@@ -279,8 +279,11 @@ def _collator(objective: Objective, stream: str, model: Model, node: DictConfig,
     )
 
 
-def keep_reference(model: Model, stages: Sequence[Stage]) -> None:
-    """Keeps what the model is now for the stages whose losses compare with it: none may have trained before them."""
+def keep_reference(model: Model, stages: Sequence[Stage], *, cached: bool = False) -> None:
+    """Keeps what the model is now for the stages whose losses compare with it: none may have trained before them.
+
+    Where what it says is ``cached``, for the outer level, its output layer is enough.
+    """
     for number, stage in enumerate(stages):
         levels = [level for level, run in stage.levels.items() if getattr(run.objective, "needs_reference", False)]
         if not levels:
@@ -291,7 +294,7 @@ def keep_reference(model: Model, stages: Sequence[Stage]) -> None:
                 f"stages.{stages[0].name} trains before it; train that by itself, then start from it with "
                 "model.from_run=..."
             )
-        model.root.keep_reference(stage.rates())
+        model.root.keep_reference(stage.rates(), whole=not cached or "inner" in levels)
 
 
 def _stream_seed(seed: int, *stream: str) -> int:
@@ -339,7 +342,7 @@ def say_input(stages: Sequence[Stage], say: Callable[[str], None]) -> None:
                 say(f"input {stage.name}/{name}: as {known[what]}")
             else:
                 known[what] = f"{stage.name}/{name}"
-                say(f"input {stage.name}/{name}: {measure(stream)}")
+                say(f"input {stage.name}/{name}: {measure(stream, most=stage.optimisation.steps)}")
 
 
 @contextmanager

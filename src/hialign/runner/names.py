@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 _TRAINER = tuple(f"trainer.{key}=" for key in ("workers", "save_every", "keep", "device"))
-_ELSEWHERE = ("experiment=", "data.root=", "resume=", "name=", "output=", *_TRAINER, "tracker", "hydra", "launcher")
+_RUN = ("experiment=", "data.root=", "cache=", "what=", "resume=", "name=", "output=")
+_ELSEWHERE = (*_RUN, *_TRAINER, "tracker", "hydra", "launcher")
 _PACKAGES = ("hialign", "torch", "transformers", "open_clip_torch", "peft", "hydra-core", "datasets", "numpy")
 _LONGEST = 120
 

@@ -20,6 +20,7 @@ from hialign.training import PRECISIONS, SCHEDULES
 
 Node = dict[str, Any]
 LEVELS = ("outer", "inner")
+CACHED = ("reference", "features")  # what a cache may hold
 
 
 @dataclass
@@ -103,6 +104,8 @@ class TrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracker: dict[str, Node] = field(default_factory=dict)
     seed: int = 0
+    cache: str | None = None  # a folder that hialign cache writes and hialign train reads
+    what: Any = "auto"  # of it: auto, or some of [reference, features]
     resume: str | None = None  # null | auto
     output: str = "runs"
     name: str | None = None  # null: made of the overrides
@@ -162,6 +165,10 @@ def validate(config: DictConfig, *, experiment: str | None, suite: str) -> None:
     Lora(**config.lora)  # checks its own values
     if config.resume not in (None, "auto"):
         raise ValueError(f"resume: got {config.resume!r}, wanted auto, or null to start anew")
+    if config.what != "auto" and not (
+        OmegaConf.is_list(config.what) and config.what and set(config.what) <= set(CACHED)
+    ):
+        raise ValueError(f"what: got {config.what!r}, wanted auto, or some of [{', '.join(CACHED)}]")
     if config.name is not None and not re.fullmatch(r"[\w.,=+-]*\w[\w.,=+-]*", config.name):
         raise ValueError(
             f"name: got {config.name!r}, wanted the name of a folder in {config.output}: letters, digits, ._-"

@@ -25,13 +25,13 @@ from hialign.data import Skipped
 from hialign.files import write_json
 from hialign.models import Model, checkpoint_activations
 from hialign.models import count as count_parameters
-from hialign.runner import assemble, names, schema, settings
+from hialign.runner import assemble, caches, names, schema, settings
 from hialign.runner.build import build
 from hialign.training import Logs, Preempted, Training, write_status
 from hialign.training.checkpoint import Checkpoint
 
 # what may change between a run and its resumption
-_FREE = ("resume", "output", "name", "tracker", "allow")
+_FREE = ("resume", "output", "name", "tracker", "allow", "cache", "what")
 _FREE_TRAINER = ("workers", "save_every", "keep", "device", "diagnose_every")
 
 
@@ -72,7 +72,7 @@ def run(config: DictConfig) -> Path:
         _refuse_other_config(folder, plain)
         print(f"{folder} is done; `hialign evaluate run={folder}` scores it", file=sys.stderr)
         return folder
-    with _alone_in(folder):
+    with alone_in(folder, "training this run", "name=OTHER"):
         resume_from = _claim(folder, config, plain)
         try:
             _train(config, plain, folder, resume_from, device)
@@ -87,8 +87,11 @@ def run(config: DictConfig) -> Path:
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Holds the run folder's lock until the process ends: a requeued job may start while the old one still saves."""
+def alone_in(folder: Path, doing: str, other: str) -> Iterator[None]:
+    """Holds the folder's lock until the process ends: a requeued job may start while the old one still saves.
+
+    ``doing`` is what errors say of the process that holds it, ``other`` how to do without.
+    """
     if not distributed.is_main():
         yield
         return
@@ -97,9 +100,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ValueError(
-                f"{folder}: another process is training this run; wait for it, or use name=OTHER"
-            ) from error
+            raise ValueError(f"{folder}: another process is {doing}; wait for it, or use {other}") from error
         yield
 
 
@@ -124,7 +125,8 @@ def _train(
         if no_recipe := _missing_recipe():
             logs.say(f"NOTE: there is no configs/recipe/{no_recipe}.yaml: the stages' own lengths and rates hold")
         stages = [assemble.build_stage(config, str(stage), model, sources, skips) for stage in config.stages]
-        assemble.keep_reference(model, stages)
+        cached = bool(config.cache) and caches.attach(config, model, stages, logs.say)
+        assemble.keep_reference(model, stages, cached=cached)
         if distributed.is_main():
             assemble.say_input(stages, logs.say)
         Training(
