@@ -160,3 +160,13 @@ def test_contrastive_reads_whole_batches_of_pairs():
 def test_unknown_repeated_or_no_pairs_are_an_error(pairs: list[str]):
     with pytest.raises(ValueError, match="wanted a list of one or more, each once, of clip, projector, llm"):
         Contrastive(pairs)
+
+
+def test_a_fixed_temperature_takes_the_place_of_the_models():
+    table = random_table(("clip",), rows=3)  # whose own is 0.5
+    batch = pair_batch("a", "b", "c")
+    result = Contrastive(["clip"], temperature=0.07)(table, batch)
+    wanted = slow(table.images["clip"], table.texts["clip"], 0.07, batch.records)
+    assert (result.loss_sum / result.weight).item() == pytest.approx(wanted)
+    result.loss_sum.backward()
+    assert table.temperature.grad is None

@@ -70,7 +70,7 @@ class Contrastive:
         own = parts.temperature
         device, temperature = own.device, own if self.temperature is None else torch.full_like(own, self.temperature)
         same, alone = _same_image(records, device)
-        losses = {pair: self._pair_loss(pair, embeddings, parts.temperature, same) for pair in self.pairs}
+        losses = {pair: self._pair_loss(pair, embeddings, temperature, same) for pair in self.pairs}
         rows = torch.tensor(float(len(records)), device=device)
         numbers: dict[str, float | Tensor] = {}
         if same.shape[1] > 1:
