@@ -17,6 +17,7 @@ from hialign.runner.settings import print_traceback
 # name -> (module:function, one line of help). The functions take no arguments and read sys.argv, as Hydra's do.
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("hialign.runner.commands.train:main", "train an experiment, one stage after another"),
+    "plan": ("hialign.runner.commands.plan:main", "parameters, operations, memory and hours of a run; reads no data"),
     "evaluate": ("hialign.runner.commands.evaluate:main", "answer a benchmark with a run's model and score it"),
     "ask": ("hialign.runner.commands.ask:main", "ask a model one question about one image"),
     "export": ("hialign.runner.commands.export:main", "write a run's model for plain transformers or PEFT"),
@@ -31,6 +32,7 @@ EXAMPLES = """\
   hialign train experiment=hierarchical data=flickr8k data.root=FOLDER solver=joint seed=3
   hialign train -m experiment=hierarchical data=flickr8k data.root=FOLDER solver=joint,alternating seed=0,1,2
   hialign train experiment=hierarchical data=flickr8k data.root=FOLDER --cfg job     show the config, train nothing
+  hialign plan experiment=chip model=llava_1_5_7b gpus=8
   hialign evaluate run=runs/hierarchical/NAME
   hialign ask run=runs/hierarchical/NAME image.jpg "What is on the table?"
   hialign export run=runs/hierarchical/NAME out=FOLDER

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from hialign.models import Lora, Root, lora_parts
+from hialign.models import Lora, Root, lora_parts, part_of
 from hialign.objectives import Contrastive, Hacl, Halva, NextToken, Objective, Preference
+from hialign.solvers import Level
 from hialign.training.cost import (
     Lengths,
     Pass,
@@ -109,3 +110,45 @@ def passes_of(
         caption, clip_caption = tokens.prompt + tokens.answer, min(77, tokens.answer + 2)
         return contrastive_passes(shapes, rows, caption, clip_caption, objective.pairs, hallucinated=wrong)
     raise ValueError(f"{type(objective).__name__}: what it runs of the model is not known; wanted one of hialign's own")
+
+
+def reached_by(objectives: Mapping[Level, Objective], root: Root, shapes: Shapes) -> dict[Level, set[str]]:
+    """The parameters that train and that each level's loss reaches, as the probe of a run would find them."""
+    trained = [name for name, parameter in root.named_parameters() if parameter.requires_grad]
+    tied = shapes.tied
+    found: dict[Level, set[str]] = {}
+    for level, objective in objectives.items():
+        pairs = objective.pairs if isinstance(objective, Contrastive) else ()
+        free = isinstance(objective, Contrastive) and objective.temperature is None
+        found[level] = {
+            name
+            for name in trained
+            if (_in_pairs(name, pairs, free, shapes, tied) if pairs else _in_task(name, shapes))
+        }
+    return found
+
+
+def _in_task(name: str, shapes: Shapes) -> bool:
+    part = part_of(name)
+    return part in ("projector", "llm") or (part == "vision" and _before_features(name, shapes))
+
+
+def _in_pairs(name: str, pairs: Sequence[str], free: bool, shapes: Shapes, tied: bool) -> bool:
+    part = part_of(name)
+    if part == "vision":
+        return "clip" in pairs or _before_features(name, shapes)
+    if part == "projector":
+        return set(pairs) != {"clip"}
+    if part == "llm":
+        embedding = ".embed_tokens." in name or (tied and ".lm_head." in name)
+        return ("llm" in pairs and ".lm_head." not in name) or (embedding and set(pairs) != {"clip"})
+    if part == "heads":
+        return name.removeprefix("alignment.heads.").partition("_")[0] in pairs
+    return "clip" in pairs if part == "text" else free
+
+
+def _before_features(name: str, shapes: Shapes) -> bool:
+    """Whether a weight of the tower lies before the layer that the projector reads."""
+    if ".layers." not in name:
+        return ".post_layernorm." not in name
+    return int(name.partition(".layers.")[2].partition(".")[0]) < shapes.feature_layers

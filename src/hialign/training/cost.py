@@ -95,11 +95,13 @@ class Pass:
     length: int = 0  # of the language model's rows; 0: it is not run
     clip_length: int = 0  # of the CLIP text tower's rows; 0: it is not run
     logits: int = 0  # positions of a row whose logits are made, all at a time
+    targets: int = 0  # of these, those that a token is predicted at
     scored: int = 0  # positions of a row whose log-probabilities are made, a block at a time
     compared: int = 0  # the same of divergences, which need the reference's logits too
     watched: int = 0  # the same of divergences that the loss reads as numbers, without their gradient
     summed: bool = False  # the blocks' losses are added up inside, which saves a pass over the head that trains
     embedded: tuple[str, ...] = ()  # pairs whose head is applied to a state of each row
+    masked: bool = False  # by a mask of its own for every pair of positions, which shared rows need
     grad: bool = True
     adapters: bool = True
 
@@ -258,7 +260,7 @@ class Lengths:
 def language_passes(shapes: Shapes, rows: int, tokens: Lengths) -> list[Pass]:
     """Of ``NextToken``: logits at every position."""
     length = tokens.images * shapes.image_tokens + tokens.prompt + tokens.answer
-    return [Pass("policy", rows, rows * tokens.images, length=length, logits=length)]
+    return [Pass("policy", rows, rows * tokens.images, length=length, logits=length, targets=tokens.answer)]
 
 
 def preference_passes(
@@ -282,7 +284,8 @@ def preference_passes(
     for name, settings in ([("reference", kept)] if reference else []) + [("policy", {})]:
         compared = tokens.answer if divergences and name == "policy" else 0
         if shared:
-            both = Pass(name, rows, images, length=prompt + 2 * tokens.answer, scored=2 * tokens.answer)
+            length = prompt + 2 * tokens.answer
+            both = Pass(name, rows, images, length=length, scored=2 * tokens.answer, masked=True)
             found.append(replace(both, watched=compared, compared=compared, **settings))  # type: ignore[arg-type]
         else:
             one = Pass(name, rows, images, length=prompt + tokens.answer, scored=tokens.answer)
@@ -398,7 +401,7 @@ def cache_pays(
         raise ValueError(f"cache_pays: disk_rate={disk_rate}, wanted bytes a second, above 0")
     size = f"{num_bytes / 1e9:,.1f} GB"
     if epochs <= 1:
-        return False, f"saves nothing: each record is read once ({epochs:g} epochs), and to fill it costs that reading"
+        return False, f"saves nothing: with epochs={epochs:g} no record is read twice, and the first reading fills it"
     if free_bytes is not None and num_bytes > free_bytes:
         return False, f"does not fit: it takes {size}, and the disk has {free_bytes / 1e9:,.1f} GB left"
     saved, spent = (epochs - 1) * forward_seconds, (epochs + 1) * num_bytes / disk_rate
