@@ -373,7 +373,9 @@ def bytes_of(root: Root, precision: str) -> Bytes:
     return Bytes(2 if precision == "bf16" else 4, llava.get_input_embeddings().weight.element_size(), vision)
 
 
-def parameters_of(root: Root, groups: Mapping[str, str], shapes: Shapes, precision: str, *, compares: bool) -> Parameters:
+def parameters_of(
+    root: Root, groups: Mapping[str, str], shapes: Shapes, precision: str, *, compares: bool
+) -> Parameters:
     named = dict(root.named_parameters())
     tensors = [*named.values(), *root.buffers()]
     counts = dict.fromkeys(("outer", "shared", "inner"), 0)

@@ -46,7 +46,7 @@ def shapes_of(root: Root, modes: Mapping[str, str], lora: Lora, *, checkpointed:
         tied=root.llava.lm_head.weight is root.llava.get_input_embeddings().weight,
         fixed_second=config.projector_hidden_act == "linear",
         text=None if tower is None else _clip(tower.config, checkpointed=False, **settings("text")),
-        embed=next(iter(root.alignment.heads.values())).weight.shape[0],
+        embed=int(root.alignment.settings["embed_dim"]),
         heads_train=modes.get("heads") == "full",
     )
 

@@ -6,6 +6,7 @@ import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -13,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from hialign.models import PARTS, Lora, Root, count, part_of
+from hialign.models import PARTS, Lora, Root, count, part_of, set_trainable
 from hialign.models.skeleton import (
     ClipShape,
     checkpoint_skeleton,
@@ -40,8 +41,10 @@ usage: {USAGE} [any of hialign train's settings] [settings of its own]
   sharding=              replicate or fsdp; by default fsdp where the language model trains in full, else replicate
   records=N              of every stage's data, records.STAGE=N of one, where the data set's size is not known
   prompt_tokens=N        of a row of text, on average; answer_tokens=N, longest_answer=N likewise"""
-OWN = ("gpus", "gpu_memory", "mfu", "peak_flops", "sharding", "records", "prompt_tokens", "answer_tokens")
-OWN = (*OWN, "longest_answer")
+OWN = (
+    *("gpus", "gpu_memory", "mfu", "peak_flops", "sharding", "records"),
+    *("prompt_tokens", "answer_tokens", "longest_answer"),
+)
 
 # What an experiment was published on, where data= is not given.
 PUBLISHED = {
@@ -78,7 +81,7 @@ TOKENS = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """The command's own settings."""
 
     gpus: int = 1
@@ -107,7 +110,7 @@ def main() -> int:
     own = [word for word in sys.argv[1:] if word.partition("=")[0].partition(".")[0] in OWN and "=" in word]
     rest = [word for word in sys.argv[1:] if word not in own]
     _refuse_near(rest)
-    asks, published = _asked(own), _published(rest)
+    request, published = _request(own), _published(rest)
     sys.argv = [sys.argv[0], *rest, *published]
     schema.register()
     problems: list[ValueError] = []
@@ -115,7 +118,7 @@ def main() -> int:
     @hydra.main(version_base="1.3", config_path="pkg://hialign.configs", config_name="train")
     def composed(config: DictConfig) -> None:
         try:
-            _plan(config, asks, published)
+            _plan(config, request, published)
         except (ValueError, OSError) as error:  # Hydra would print a traceback
             problems.append(error if isinstance(error, ValueError) else ValueError(str(error)))
 
@@ -137,7 +140,7 @@ def _refuse_near(words: Sequence[str]) -> None:
             raise ValueError(f"plan: there is no setting {key}; did you mean {near[0]}=?")
 
 
-def _asked(words: Sequence[str]) -> Asked:
+def _request(words: Sequence[str]) -> Request:
     records: dict[str, int] = {}
     given: dict[str, str] = {}
     for word in words:
@@ -155,7 +158,7 @@ def _asked(words: Sequence[str]) -> Asked:
     sharding = given.get("sharding")
     if sharding not in (None, "replicate", "fsdp"):
         raise ValueError(f"plan: sharding={sharding}, wanted replicate or fsdp")
-    return Asked(**whole, **real, sharding=sharding, records=records)  # type: ignore[arg-type]
+    return Request(**whole, **real, sharding=sharding, records=records)  # type: ignore[arg-type]
 
 
 def _whole(key: str, text: str) -> int:
@@ -185,19 +188,19 @@ def _published(words: Sequence[str]) -> list[str]:
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def _plan(config: DictConfig, asks: Asked, published: Sequence[str]) -> None:
+def _plan(config: DictConfig, request: Request, published: Sequence[str]) -> None:
     choices = HydraConfig.get().runtime.choices
     suite = str(choices.get("data"))
     _fill(config)
     schema.validate(config, experiment=choices.get("experiment"), suite=suite)
     _require_recipe(choices)
-    if unknown := sorted(set(asks.records or ()) - {"", *map(str, config.stages)}):
+    if unknown := sorted(set(request.records or ()) - {"", *map(str, config.stages)}):
         raise ValueError(
             f"plan: records.{unknown[0]}: there is no such stage; wanted one of {', '.join(config.stages)}"
         )
     root = _root(config)
     assemble.make_trainable(root, config)
-    hardware = _hardware(config, asks)
+    hardware = _hardware(config, request)
     print(f"{choices.get('experiment')} of {choices.get('model')} on {_machine(hardware)}")
     if published:
         print(f"no data= given: planned with {' '.join(published)}")
@@ -205,8 +208,8 @@ def _plan(config: DictConfig, asks: Asked, published: Sequence[str]) -> None:
     image_tokens = shapes_of(root, {}, Lora(), checkpointed=False).image_tokens
     plans = []
     for name in map(str, config.stages):
-        assemble.set_trainable(root, dict(config.stages[name].train))
-        streams = _streams(config, name, suite, image_tokens, asks)
+        set_trainable(root, dict(config.stages[name].train))
+        streams = _streams(config, name, suite, image_tokens, request)
         plans.append(estimate.plan_stage(config, name, root, streams, trained, hardware))
     print("\n".join(_sizes(root, plans)))
     troubles = [trouble for plan in plans for trouble in _say(plan)]
@@ -240,10 +243,12 @@ def _require_recipe(choices: Mapping[str, Any]) -> None:
         )
 
 
-def _hardware(config: DictConfig, asks: Asked) -> Hardware:
+def _hardware(config: DictConfig, request: Request) -> Hardware:
     full = any(stage.train.get("llm") == "full" for stage in config.stages.values())
-    sharding = asks.sharding or ("fsdp" if full and asks.gpus > 1 else "replicate")
-    return Hardware(asks.gpus, asks.gpu_memory, asks.mfu, asks.peak_flops, sharding == "fsdp" and asks.gpus > 1)
+    sharding = request.sharding or ("fsdp" if full and request.gpus > 1 else "replicate")
+    return Hardware(
+        request.gpus, request.gpu_memory, request.mfu, request.peak_flops, sharding == "fsdp" and request.gpus > 1
+    )
 
 
 def _root(config: DictConfig) -> Root:
@@ -252,6 +257,8 @@ def _root(config: DictConfig) -> Root:
     other, target = node.pop("from_run", None), str(node["_target_"])
     dtype = node.get("dtype", "fp32")
     if other:
+        if not (Path(other) / "model").is_dir():
+            raise ValueError(f"model.from_run: {other} has no model/; wanted the folder of a run that is done")
         return checkpoint_skeleton(f"{other}/model", clip=None, dtype=dtype)
     clip = _clip(node.get("clip"))
     if target == "hialign.models.from_checkpoint":
@@ -274,7 +281,7 @@ def _clip(node: Mapping[str, Any] | None) -> ClipShape | None:
 def _trained_anywhere(root: Root, config: DictConfig) -> set[str]:
     found: set[str] = set()
     for stage in config.stages.values():
-        assemble.set_trainable(root, dict(stage.train))
+        set_trainable(root, dict(stage.train))
         found |= {name for name, parameter in root.named_parameters() if parameter.requires_grad}
     return found
 
@@ -282,7 +289,7 @@ def _trained_anywhere(root: Root, config: DictConfig) -> set[str]:
 # --- data -------------------------------------------------------------------------------------------------------------
 
 
-def _streams(config: DictConfig, stage: str, suite: str, image_tokens: int, asks: Asked) -> list[StreamPlan]:
+def _streams(config: DictConfig, stage: str, suite: str, image_tokens: int, request: Request) -> list[StreamPlan]:
     node, found = config.stages[stage], []
     for level in ("outer", "inner"):
         if node[level] is None:
@@ -290,8 +297,8 @@ def _streams(config: DictConfig, stage: str, suite: str, image_tokens: int, asks
         objective: Objective = build(node[level].objective, f"stages.{stage}.{level}.objective", config.allow)
         for name in map(str, node[level].data):
             role = _role(config, node[level].data[name]) or name
-            records, source = _records(config, node[level].data[name], role, stage, suite, asks)
-            mean, longest = _lengths(role, node.max_length - image_tokens, asks)
+            records, source = _records(config, node[level].data[name], role, stage, suite, request)
+            mean, longest = _lengths(role, node.max_length - image_tokens, request)
             found.append(StreamPlan(level, name, objective, mean, longest, records, source))  # type: ignore[arg-type]
     return found
 
@@ -306,9 +313,9 @@ def _role(config: DictConfig, source: DictConfig) -> str | None:
 
 
 def _records(
-    config: DictConfig, source: DictConfig, role: str, stage: str, suite: str, asks: Asked
+    config: DictConfig, source: DictConfig, role: str, stage: str, suite: str, request: Request
 ) -> tuple[float | None, str]:
-    given = asks.records or {}
+    given = request.records or {}
     if stage in given or "" in given:
         return float(given.get(stage, given.get("", 0))), "as given"
     if str(source["_target_"]).startswith("hialign.tabletop."):  # made as it is read
@@ -324,15 +331,15 @@ def _records(
     return records * left, who
 
 
-def _lengths(role: str, room: int, asks: Asked) -> tuple[Lengths, Lengths]:
+def _lengths(role: str, room: int, request: Request) -> tuple[Lengths, Lengths]:
     """On average and at most; ``room`` is what a row has beside its image."""
     prompt, answer, longest = TOKENS.get(role, TOKENS["instruct"])
-    prompt, answer = asks.prompt_tokens or prompt, asks.answer_tokens or answer
+    prompt, answer = request.prompt_tokens or prompt, request.answer_tokens or answer
     if prompt + answer > room:
         raise ValueError(
             f"plan: {prompt} + {answer} tokens of text do not fit into max_length, which leaves {room} beside the image"
         )
-    longest = asks.longest_answer or longest or room - prompt
+    longest = request.longest_answer or longest or room - prompt
     return Lengths(prompt, answer), Lengths(prompt, max(answer, min(longest, room - prompt)))
 
 
@@ -387,12 +394,13 @@ def _rows(plan: StagePlan) -> list[str]:
     for stream in plan.streams:
         text, far = stream.tokens, stream.longest
         many = "an unknown number of" if stream.records is None else f"{stream.records:,.0f}"
-        runs = [f"{run.name} {run.length}" for run in plan.passes(stream, 1) if run.length]
-        lines.append(f"  {stream.level}/{stream.name}: {many} records ({stream.source})")
-        lines.append(
-            f"    text of {text.prompt} + {text.answer} tokens on average, {far.prompt} + {far.answer} at most (assumed "
-            f"unless given); the LLM's rows: {', '.join(dict.fromkeys(runs)) or 'none'}"
-        )
+        runs = dict.fromkeys(f"{run.name} {run.length}" for run in plan.passes(stream, 1) if run.length)
+        lines += [
+            f"  {stream.level}/{stream.name}: {many} records ({stream.source})",
+            f"    tokens of text: {text.prompt} + {text.answer} on average, {far.prompt} + {far.answer} at most; "
+            "assumed unless given",
+            *([f"    rows of the language model, on average: {', '.join(runs)}"] if runs else []),
+        ]
     return lines
 
 
@@ -419,9 +427,10 @@ def _fit(plan: StagePlan, total: float) -> list[str]:
     if all(best.values()):
         return []
     needed, ways = estimate.least_memory(plan), estimate.remedies(plan)
+    given = plan.hardware.gpu_memory
     return [
         f"stages.{plan.name}: does not fit: one row at a time takes {needed:.1f} GiB a GPU, "
-        f"{needed - plan.hardware.gpu_memory:.1f} more than gpu_memory={plan.hardware.gpu_memory:g}; what makes it fit: "
+        f"{needed - given:.1f} more than gpu_memory={given:g}; what makes it fit: "
         f"{', or '.join([*ways, f'gpu_memory={needed + 0.05:.1f}'])}"
     ]
 
@@ -436,4 +445,5 @@ def _time(plan: StagePlan) -> list[str]:
         return [f"  hours unknown ({stream.source}): give records=, or records.{plan.name}="]
     step = estimate.seconds(plan, estimate.total_flops(estimate.step_flops(plan)).total)
     each = f"{machine.mfu:.0%} of {machine.peak_flops / 1e12:,.0f} TFLOP/s"
-    return [f"  {plan.steps:,} steps of {step:,.2f} s at {each}: {plan.steps * step / 3600:,.2f} hours"]
+    hours = plan.steps * step / 3600
+    return [f"  {plan.steps:,} steps of {step:,.3g} s at {each}: {hours:,.3g} hours, should the data keep up"]
