@@ -23,6 +23,7 @@ from hialign.runner.estimate import bytes_of, parameters_of
 from hialign.runner.shapes import passes_of, reached_by, shapes_of
 from hialign.solvers import Alternating, DynamicBarrier, Joint, Single, assign_groups
 from hialign.training import LevelRun, Optimisation
+from hialign.training.cached import cached_backward
 from hialign.training.cost import Lengths, Shapes, added, asked, flops, similarity
 from hialign.training.memory import (
     Activations,
@@ -191,6 +192,18 @@ def test_a_contrastive_step_takes_the_operations_that_torch_counts_and_reaches_w
     assert reached(model) == said["inner"]
     model.root(task, batch_for(task, model)).loss_sum.backward()
     assert reached(model) == said["outer"]
+
+
+def test_a_contrastive_batch_in_parts_costs_one_more_forward_pass() -> None:
+    model, shapes = made(MODES["all"] | {"heads": "full"})
+    objective = Contrastive()
+    batch = batch_for(objective, model)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        cached_backward(objective, [batch] * 2, model.root, torch.device("cpu"))
+    runs = passes_of(objective, "", shapes, 2 * ROWS, TOKENS, adapters_off=False)
+    twice = [flops(shapes, run) for run in [*runs, *(replace(run, grad=False) for run in runs)]]
+    scores = similarity(2 * ROWS, 2 * ROWS, shapes.embed, len(objective.pairs), hallucinated=False)
+    assert counter.get_total_flops() == sum(cost.total for cost in added(twice).values()) + scores.total
 
 
 def reached(model: Model) -> set[str]:

@@ -34,6 +34,7 @@ def shapes_of(root: Root, modes: Mapping[str, str], lora: Lora, *, checkpointed:
 
     projector = Stack(0, text.hidden_size, text.hidden_size, 1, 0, 0, gated=False, **settings("projector"))
     tower: Any = root.alignment.text
+    head: Any = next(iter(root.alignment.heads.values()))
     return Shapes(
         vision=_clip(vision, checkpointed=checkpointed, **settings("vision")),
         patches=patches,
@@ -46,7 +47,7 @@ def shapes_of(root: Root, modes: Mapping[str, str], lora: Lora, *, checkpointed:
         tied=root.llava.lm_head.weight is root.llava.get_input_embeddings().weight,
         fixed_second=config.projector_hidden_act == "linear",
         text=None if tower is None else _clip(tower.config, checkpointed=False, **settings("text")),
-        embed=int(root.alignment.settings["embed_dim"]),
+        embed=head.weight.shape[0],
         heads_train=modes.get("heads") == "full",
     )
 

@@ -80,11 +80,10 @@ def test_what_does_not_fit_is_told_what_would_and_it_does(workshop: Any) -> None
 
 
 def test_the_largest_split_fits_and_the_next_does_not(workshop: Any) -> None:
-    words = ("experiment=halva", "model=llava_1_5_7b", "gpus=1", "gpu_memory=40")
-    most = int(number(r"the largest that fits is (\d+) at a time", plan(workshop, *words)))
-    assert most < 64
-    assert "as configured: fits" in plan(workshop, *words, f"stages.prefer.micro_batch_size={most}")
-    assert "too many" in plan(workshop, *words, f"stages.prefer.micro_batch_size={2 * most}")
+    words = (*CHIP, "gpus=8", "gpu_memory=27", "longest_answer=700")
+    said = plan(workshop, *words, "stages.prefer.micro_batch_size=2")
+    assert "2 at a time x 2 x 8 GPUs = 32 as configured: fits; the largest that fits is 2 at a time" in said
+    assert "GiB too many" in plan(workshop, *words, "stages.prefer.micro_batch_size=4")
 
 
 def test_two_levels_are_planned_with_their_solver_and_their_inner_batch(workshop: Any) -> None:
@@ -107,6 +106,7 @@ def test_data_of_unknown_size_leave_the_hours_open(workshop: Any) -> None:
     ("words", "wanted"),
     [
         ((*CHIP, "gpu=8"), "there is no setting gpu; did you mean gpus=?"),
+        ((*CHIP, "stages.prefer.lrr=3"), "stages.prefer.lrr"),
         ((*CHIP, "gpus=0"), "gpus=0, wanted a whole number from 1 up"),
         ((*CHIP, "gpus=7"), "stages.prefer.batch_size: 32 rows do not divide by gpus=7; use .*batch_size=28 or 35"),
         ((*CHIP, "mfu=40"), "mfu=40, wanted a share of the peak, above 0 and at most 1"),

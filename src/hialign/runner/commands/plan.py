@@ -299,7 +299,7 @@ def _streams(config: DictConfig, stage: str, suite: str, image_tokens: int, requ
             role = _role(config, node[level].data[name]) or name
             records, source = _records(config, node[level].data[name], role, stage, suite, request)
             mean, longest = _lengths(role, node.max_length - image_tokens, request)
-            found.append(StreamPlan(level, name, objective, mean, longest, records, source))  # type: ignore[arg-type]
+            found.append(StreamPlan(level, name, objective, mean, longest, records, source))
     return found
 
 
