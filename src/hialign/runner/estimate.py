@@ -12,7 +12,7 @@ from hialign.models import Lora, Root, part_of
 from hialign.objectives import Contrastive, Objective, Preference
 from hialign.runner.build import build
 from hialign.runner.shapes import passes_of, reached_by, shapes_of
-from hialign.solvers import Level, Single, Solver, assign_groups
+from hialign.solvers import Group, Level, Single, Solver, assign_groups
 from hialign.training.cost import (
     Asked,
     Flops,
@@ -292,24 +292,12 @@ def plan_stage(
     modes = {str(part): str(mode) for part, mode in node.train.items()}
     checkpointed = bool(config.trainer.gradient_checkpointing)
     shapes = shapes_of(root, modes, Lora(**config.lora), checkpointed=checkpointed)
-    objectives: dict[Level, Objective] = {stream.level: stream.objective for stream in streams}
-    reached = reached_by(objectives, root, shapes)
-    try:
-        parts = {str(part) for part in node.inner_depends_on_outer}
-        groups = assign_groups(_trainable(root), reached, part_of, outer_parts=parts)
-    except ValueError as error:
-        raise ValueError(f"{path}.train: {error}") from error
-    solver = _solver(config, name)
-    rows: dict[Level, int] = {"outer": node.batch_size}
-    if node.inner is not None:
-        rows["inner"] = node.inner_batch_size or node.batch_size
+    groups = _groups(node, root, shapes, streams, path)
+    solver, rows = _solver(config, name), _rows(node)
     first = next(stream for stream in streams if stream.level == "outer")
     steps, epochs = _length(node, first.records)
-    sizes = {name: p.numel() for name, p in root.named_parameters()}
     compares = any(getattr(stream.objective, "needs_reference", False) for stream in streams)
-    trained: dict[str, int] = {}
-    for parameter in groups:
-        trained[part_of(parameter)] = trained.get(part_of(parameter), 0) + sizes[parameter]
+    named = dict(root.named_parameters())
     return StagePlan(
         name=name,
         streams=tuple(streams),
@@ -317,7 +305,7 @@ def plan_stage(
         asks=asked(solver, depends=bool(node.inner_depends_on_outer)),
         shapes=shapes,
         held=parameters_of(root, groups, shapes, config.trainer.precision, compares=compares),
-        frozen=sum(n for p, n in sizes.items() if p.startswith("llava.") and p not in trained_anywhere),
+        frozen=sum(p.numel() for n, p in named.items() if n.startswith("llava.") and n not in trained_anywhere),
         size=bytes_of(root, config.trainer.precision),
         hardware=hardware,
         rows=rows,
@@ -326,12 +314,27 @@ def plan_stage(
         epochs=epochs,
         adapters_off=True,  # a run's adapters have learnt nothing when its reference is taken
         diagnosed=config.trainer.diagnose_every if node.inner is not None else 0,
-        trained=trained,
+        trained={part: sum(named[n].numel() for n in groups if part_of(n) == part) for part in map(str, modes)},
     )
 
 
-def _trainable(root: Root) -> list[str]:
-    return [name for name, parameter in root.named_parameters() if parameter.requires_grad]
+def _groups(node: DictConfig, root: Root, shapes: Shapes, streams: Sequence[StreamPlan], path: str) -> dict[str, Group]:
+    """The group of every parameter that trains; a run finds it by its first batches."""
+    objectives: dict[Level, Objective] = {stream.level: stream.objective for stream in streams}
+    outer_parts = {str(part) for part in node.inner_depends_on_outer}
+    names = [name for name, parameter in root.named_parameters() if parameter.requires_grad]
+    try:
+        groups = assign_groups(names, reached_by(objectives, root, shapes), part_of, outer_parts=outer_parts)
+    except ValueError as error:
+        raise ValueError(f"{path}.train: {error}") from error
+    if not groups:
+        raise ValueError(f"{path}.train: no loss reaches a parameter that trains; let more parts train")
+    return groups
+
+
+def _rows(node: DictConfig) -> dict[Level, int]:
+    rows: dict[Level, int] = {"outer": node.batch_size}
+    return rows if node.inner is None else {**rows, "inner": node.inner_batch_size or node.batch_size}
 
 
 def _solver(config: DictConfig, stage: str) -> Solver:
@@ -374,7 +377,7 @@ def bytes_of(root: Root, precision: str) -> Bytes:
 
 
 def parameters_of(
-    root: Root, groups: Mapping[str, str], shapes: Shapes, precision: str, *, compares: bool
+    root: Root, groups: Mapping[str, Group], shapes: Shapes, precision: str, *, compares: bool
 ) -> Parameters:
     named = dict(root.named_parameters())
     tensors = [*named.values(), *root.buffers()]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -232,10 +231,8 @@ def _fill(config: DictConfig) -> None:
 def _require_recipe(choices: Mapping[str, Any]) -> None:
     """A plan without a recipe would be of lengths and rates that are for no model in particular."""
     model = str(choices.get("model"))
-    wanted = str(choices.get("recipe") or f"{choices.get('experiment')}_{model}")
-    found = GlobalHydra.instance().config_loader().get_group_options("recipe")
-    if wanted not in found:
-        own = ", ".join(name for name in found if name.endswith(f"_{model}")) or "none"
+    if wanted := schema.missing_recipe():
+        own = ", ".join(name for name in schema.recipes() if name.endswith(f"_{model}")) or "none"
         raise ValueError(
             f"recipe: there is no configs/recipe/{wanted}.yaml, so that nothing says how long and how fast "
             f"experiment={choices.get('experiment')} trains model={model}; recipe=NAME takes another's, "
