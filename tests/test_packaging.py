@@ -69,7 +69,8 @@ def test_the_wheel_holds_every_module_and_config_and_nothing_else(repo: Path, wh
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     modules = {name for name in checkout_files(repo / "src", "*.py")}
     configs = {f"hialign/configs/{name}" for name in checkout_files(repo / "configs", "*.yaml")}
-    assert modules | configs | {"hialign/configs/__init__.py", "hialign/py.typed"} <= names
+    read = {"hialign/configs/__init__.py", "hialign/py.typed", "hialign/models/architectures.json"}
+    assert modules | configs | read <= names
     assert {name for name in names if name.endswith((".py", ".yaml"))} <= modules | configs | {
         "hialign/configs/__init__.py"
     }

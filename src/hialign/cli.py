@@ -18,6 +18,7 @@ from hialign.runner.settings import print_traceback
 COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("hialign.runner.commands.train:main", "train an experiment, one stage after another"),
     "cache": ("hialign.runner.commands.cache:main", "write what a run would compute again in each epoch"),
+    "plan": ("hialign.runner.commands.plan:main", "parameters, operations, memory and hours of a run; reads no data"),
     "evaluate": ("hialign.runner.commands.evaluate:main", "answer a benchmark with a run's model and score it"),
     "score": ("hialign.runner.commands.score:main", "score answers that any system gave, from their file"),
     "compare": ("hialign.runner.commands.compare:main", "tell whether one run is better than another"),
@@ -35,6 +36,7 @@ EXAMPLES = """\
   hialign train -m experiment=hierarchical data=flickr8k data.root=FOLDER solver=joint,alternating seed=0,1,2
   hialign train experiment=hierarchical data=flickr8k data.root=FOLDER --cfg job     show the config, train nothing
   hialign cache experiment=dpo data=rlhf_v data.root=FOLDER cache=FOLDER
+  hialign plan experiment=chip model=llava_1_5_7b gpus=8
   hialign evaluate run=runs/hierarchical/NAME
   hialign score benchmark=pope benchmark.pope.root=FOLDER answers=answers.jsonl
   hialign compare runs/hierarchical/NAME runs/joint/NAME

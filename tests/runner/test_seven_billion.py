@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import CLIPTextConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from hialign.batch import LanguageBatch, Tokens
 from hialign.models import Lora, Root, add_lora, checkpoint_activations, label_of, part_of, set_trainable
-from hialign.models.heads import Alignment
+from hialign.models.skeleton import checkpoint_skeleton, clip_shape
 from hialign.runner.assemble import _rates, trained_parts
 from hialign.training import Optimisation
 from hialign.training.optim import adamw
@@ -35,21 +34,7 @@ RATES = {
 @pytest.fixture
 def root() -> Root:
     """LLaVA-1.5 7B's architecture, built without numbers."""
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-        projection_dim=768,
-    )
-    text = LlamaConfig(vocab_size=VOCABULARY, rms_norm_eps=1e-5, max_position_embeddings=4096)
-    clip = CLIPTextConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, projection_dim=768)
-    with torch.device("meta"):
-        llava = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))
-        alignment = Alignment(clip.to_dict(), vision_dim=1024, llm_dim=4096, embed_dim=768, temperature=0.01)
-    return Root(llava, alignment)
+    return checkpoint_skeleton("llava-hf/llava-1.5-7b-hf", clip=clip_shape("openai/clip-vit-large-patch14-336"))
 
 
 def sizes(root: Root, *, trainable: bool = False) -> Counter[str]:

@@ -33,7 +33,7 @@ from hialign.models.root import Root
 
 PROJECTORS = {"mlp2x_gelu": "gelu", "linear": "linear"}  # LLaVA's names -> the activation between Llava's two layers
 IMAGE_TOKEN, PAD_TOKEN = "<image>", "<pad>"
-_ROWS = 64  # an embedding matrix grows to a multiple of this, which GPUs multiply faster
+ROWS = 64  # an embedding matrix grows to a multiple of this, which GPUs multiply faster
 
 # How a model that has learnt no layout yet is asked; a run writes its own into what it saves.
 PLAIN_CHAT_TEMPLATE = (
@@ -190,7 +190,7 @@ def _language_model(name: str, revision: str | None, dtype: torch.dtype) -> Any:
 def _fit_vocabulary(language: Any, tokenizer: Any) -> None:
     """Gives every token a row; a matrix that is already large enough stays as it is."""
     if len(tokenizer) > language.get_input_embeddings().num_embeddings:
-        language.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=_ROWS, mean_resizing=True)
+        language.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=ROWS, mean_resizing=True)
 
 
 def _joined(clip: ClipTowers, language: Any, tokenizer: Any, activation: str, feature_layer: int) -> Any:

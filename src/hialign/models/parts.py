@@ -99,3 +99,6 @@ def checkpoint_activations(root: Root) -> None:
     # transformers renames it, and takes the old name away in version 6
     enable = getattr(llava, "activation_checkpointing_enable", None) or llava.gradient_checkpointing_enable
     enable({"use_reentrant": False})
+    # transformers also lets the embeddings' outputs have gradients, which the other kind of checkpointing needs; with
+    # this one a frozen tower would be gone through backwards for nothing
+    llava.disable_input_require_grads()

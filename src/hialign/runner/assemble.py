@@ -33,6 +33,7 @@ from hialign.data.templates import as_jinja, end_ids
 from hialign.models import (
     Lora,
     Model,
+    Root,
     add_lora,
     dtype_of,
     keep_in_float32,
@@ -76,13 +77,18 @@ def build_model(config: DictConfig) -> Model:
         raise ValueError(f"model.from_run: {other} has no model/; wanted the folder of a run that is done")
     else:
         model = load(str(Path(other) / "model"), dtype=node.get("dtype", "fp32"))
+    make_trainable(model.root, config)
+    return model
+
+
+def make_trainable(root: Root, config: DictConfig) -> None:
+    """Puts in the adapters that the stages train, and keeps in float32 what any of them does."""
     adapted = trained_parts(config, "lora")
     if adapted:
-        add_lora(model.root, adapted, Lora(**config.lora), seed=config.seed)
+        add_lora(root, adapted, Lora(**config.lora), seed=config.seed)
     for stage in config.stages.values():
-        set_trainable(model.root, dict(stage.train))
-        keep_in_float32(model.root, {name for name, p in model.root.named_parameters() if p.requires_grad})
-    return model
+        set_trainable(root, dict(stage.train))
+        keep_in_float32(root, {name for name, p in root.named_parameters() if p.requires_grad})
 
 
 def trained_parts(config: DictConfig, mode: str) -> set[str]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 
@@ -150,6 +152,19 @@ def register() -> None:
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="evaluate_schema", node=EvaluateConfig)
     store.store(name="hallucinate_schema", node=HallucinateConfig)
+
+
+def recipes() -> list[str]:
+    """Those that the composed config could have."""
+    found: list[str] = GlobalHydra.instance().config_loader().get_group_options("recipe")
+    return found
+
+
+def missing_recipe() -> str | None:
+    """The recipe that the composed config asks for, by name or by its experiment and model, where there is none."""
+    choices = HydraConfig.get().runtime.choices
+    wanted = str(choices.get("recipe") or f"{choices.get('experiment')}_{choices.get('model')}")
+    return wanted if wanted not in recipes() else None
 
 
 def validate(config: DictConfig, *, experiment: str | None, suite: str) -> None:

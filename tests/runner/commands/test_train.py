@@ -237,8 +237,9 @@ def test_a_user_s_own_experiment_trains(workshop: Any) -> None:
         "# @package _global_\n# mine\ndefaults: [hierarchical, override /solver: joint, _self_]\n"
         "stages: {finetune: {part_lr: {vision: 1e-6}}}\n"
     )
-    done = workshop.train("name=mine", "--config-dir", "mine", experiment="careful")
+    done = workshop.train("name=mine", "--config-dir", "mine", "recipe=hierarchical_tiny", experiment="careful")
     assert done.code == 0, done.err
+    assert "there is no configs/recipe" not in done.out + done.err  # another's was chosen by name
     config = OmegaConf.load(workshop.run("mine", "careful") / "config.yaml")
     assert config.stages.finetune.part_lr == {"vision": 1e-6}
     assert config.solver._target_ == "hialign.solvers.Joint"

@@ -14,7 +14,6 @@ from typing import Any
 import hydra
 import numpy as np
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -122,7 +121,7 @@ def _train(
         if config.trainer.gradient_checkpointing:
             checkpoint_activations(model.root)
         _describe(logs, model, resume_from)
-        if no_recipe := _missing_recipe():
+        if no_recipe := schema.missing_recipe():
             logs.say(f"NOTE: there is no configs/recipe/{no_recipe}.yaml: the stages' own lengths and rates hold")
         stages = [assemble.build_stage(config, str(stage), model, sources, skips) for stage in config.stages]
         cached = bool(config.cache) and caches.attach(config, model, stages, logs.say)
@@ -183,14 +182,6 @@ def _write_provenance(file: Path, *, resumed: bool) -> None:
     first = json.loads(file.read_text()) if resumed else names.provenance()
     later = [*first.get("resumed", []), names.provenance()] if resumed else []
     write_json(file, {**first, "resumed": later})
-
-
-def _missing_recipe() -> str | None:
-    """The recipe of this experiment and model, where there is none."""
-    choices = HydraConfig.get().runtime.choices
-    wanted = f"{choices.get('experiment')}_{choices.get('model')}"
-    found = GlobalHydra.instance().config_loader().get_group_options("recipe")
-    return wanted if wanted not in found else None
 
 
 def _leave(folder: Path, state: str, **details: object) -> None:
