@@ -195,7 +195,7 @@ def test_a_cache_for_other_streams_says_what_it_has(workshop, made):
     said = refused(workshop, "train", *LLAVA, "name=other", f"cache={made}")
     assert f"cache={made}: it has features/prefer-preference, reference/prefer-preference, and this run can use" in said
     assert "features/pretrain-caption" in said
-    assert "no such folder" in refused(workshop, "train", *LLAVA, "name=other", "cache=nowhere", "resume=auto")
+    assert "no such folder" in refused(workshop, "train", *LLAVA, "name=other", "cache=caches/none", "resume=auto")
 
 
 def test_an_image_that_changed_under_its_name_is_refused_by_id(workshop):
