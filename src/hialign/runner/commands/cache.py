@@ -14,7 +14,6 @@ from typing import Any
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from torch import Tensor
 from tqdm import tqdm
@@ -27,6 +26,7 @@ from hialign.objectives import Parts
 from hialign.runner import assemble, caches, schema
 from hialign.runner.caches import Part
 from hialign.runner.commands.train import alone_in
+from hialign.runner.told import told
 from hialign.training.cache import (
     MANIFEST,
     SHARD_BYTES,
@@ -53,13 +53,8 @@ def main() -> None:
 
 @hydra.main(version_base="1.3", config_path="pkg://hialign.configs", config_name="cache")
 def _composed(config: DictConfig) -> None:
-    try:
+    with told("cache"):
         run(config)
-    except (ValueError, OSError) as error:
-        print(f"hialign cache: {error}", file=sys.stderr)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise
-        sys.exit(1)
 
 
 def run(config: DictConfig) -> list[Path]:

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from hialign.batch import LanguageBatch, PairBatch
@@ -23,8 +21,9 @@ from hialign.evaluation.report import table
 from hialign.evaluation.scored import SCORES, with_intervals, write_scores
 from hialign.evaluation.subject import Subject
 from hialign.evaluation.zero_shot import classify_and_score
-from hialign.runner import assemble, schema, settings
+from hialign.runner import assemble, schema
 from hialign.runner.build import build, build_benchmark
+from hialign.runner.told import told
 from hialign.training.oracle import PRECISIONS, autocast
 
 
@@ -36,14 +35,8 @@ def main() -> None:
 
 @hydra.main(version_base="1.3", config_path="pkg://hialign.configs", config_name="evaluate")
 def _composed(config: DictConfig) -> None:
-    try:
+    with told("evaluate"):
         run(config)
-    except (ValueError, OSError) as error:
-        print(f"hialign evaluate: {error}", file=sys.stderr)
-        settings.print_traceback()
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise
-        sys.exit(1)
 
 
 def run(config: DictConfig) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -21,6 +19,7 @@ from hialign.data import CaptionedImage, Dataset, Hallucinated, Left, layouts
 from hialign.files import write_json
 from hialign.runner import schema
 from hialign.runner.build import build
+from hialign.runner.told import told
 
 DONE = "summary.json"  # the last file to be written
 
@@ -33,13 +32,8 @@ def main() -> None:
 
 @hydra.main(version_base="1.3", config_path="pkg://hialign.configs", config_name="hallucinate")
 def _composed(config: DictConfig) -> None:
-    try:
+    with told("data hallucinate"):
         run(config)
-    except (ValueError, OSError) as error:
-        print(f"hialign data hallucinate: {error}", file=sys.stderr)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise
-        sys.exit(1)
 
 
 def run(config: DictConfig) -> dict[str, Any]:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from hialign.benchmarks.scores import Scores
 from hialign.evaluation.report import row, table
 from hialign.evaluation.scored import SCORES, with_intervals, write_scores
-from hialign.runner import settings
 from hialign.runner.build import build_benchmark
+from hialign.runner.told import told
 
 
 @dataclass
@@ -41,14 +38,8 @@ def main() -> None:
 
 @hydra.main(version_base="1.3", config_path="pkg://hialign.configs", config_name="score")
 def _composed(config: DictConfig) -> None:
-    try:
+    with told("score"):
         run(config)
-    except (ValueError, OSError) as error:
-        print(f"hialign score: {error}", file=sys.stderr)
-        settings.print_traceback()
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise
-        sys.exit(1)
 
 
 def run(config: DictConfig) -> Scores:
