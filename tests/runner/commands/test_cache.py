@@ -276,7 +276,7 @@ def test_another_walk_into_the_same_folder_is_refused(workshop, made):
 
 def test_by_default_what_saves_nothing_is_left_out_and_why_is_said(workshop):
     done = hialign(workshop, "cache", "experiment=chip", *PREFER, "stages.prefer.steps=3", "cache=caches/once")
-    assert "reference/prefer-preference: saves nothing: each record is read once (1 epochs)" in done.out
+    assert "reference/prefer-preference: saves nothing: with epochs=1 no record is read twice" in done.out
     assert "of which a draw makes 50% other ones in each epoch" in done.out
     assert "left out, what=[reference] writes it all the same" in done.out
     assert not list((workshop.folder / "caches" / "once").rglob("*.safetensors"))

@@ -202,6 +202,6 @@ def test_a_pair_that_is_none_is_named_or_with_skip_listed(suites: Any, case: str
 
 
 def test_an_image_that_is_cut_is_named_with_the_setting_and_never_read_in_part(suites: Any) -> None:
-    done = train(suites, "dpo", "rlhf_v", "stages.prefer.max_length=12", "name=cut")
+    done = train(suites, "dpo", "rlhf_v", "stages.prefer.max_length=12", "name=cut-images")
     assert done.code == 1
     assert "some of an image lie behind max_length=12; raise max_length" in done.err
