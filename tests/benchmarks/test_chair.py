@@ -199,7 +199,7 @@ def test_missing_files_and_wrong_settings_say_what_is_wanted(small: Chair, tmp_p
     with pytest.raises(ValueError, match="lemmatizer: got 'porter'; wanted one of builtin, pattern, nltk"):
         Chair(root=small.root, lemmatizer="porter").score(ANSWERS)
     (tmp_path / "coco/captions_val2014.json").write_text("[]")
-    with pytest.raises(ValueError, match="there is no images, annotations in it"):
+    with pytest.raises(ValueError, match="captions_val2014.json: no images, annotations; wanted"):
         small.questions()
 
 
