@@ -1,4 +1,4 @@
-"""What benchmarks that have little else in common share: their files of questions, and answers to more than was asked."""
+"""What benchmarks share: how files of questions are checked, answers to more than is asked, a judge's replies."""
 
 from __future__ import annotations
 
@@ -103,6 +103,12 @@ def only_asked(answers: Answers, questions: Iterable[str], known: Known, what: s
     return found, [
         f"Answers to questions that are not asked here, which are left out: {len(others)}."
     ] if others else []
+
+
+def strict_flags(left_out: int, number: int) -> list[str]:
+    """What is said of a judge's replies that the strict numbers leave out, where there are any."""
+    told = [f"Replies that the strict numbers leave out: {left_out} of {number}."] if left_out else []
+    return [*told, "No reply can be read strictly: the strict numbers are missing."] if left_out == number else told
 
 
 def no_replies(name: str, wanted: str) -> ValueError:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hialign.benchmarks.answers import Entry, by_name, check_ids, join, read_entries, read_list
+from hialign.benchmarks.questions import require
 from hialign.benchmarks.scores import Answers, Columns, Question, Scores, numbers, share
 from hialign.benchmarks.vqa_answers import agreement, official_accuracy, strictly, submitted
 
@@ -50,6 +51,9 @@ class VqaV2:
         processed: whether answers are put through EvalAI's processor first, as LLaVA does before it hands them in.
         max_new_tokens: of an answer, where a model is asked; LLaVA's evaluation has 128.
 
+    The accuracies by type of question stand beside the headline numbers without intervals: there are 65 types, many of
+    them of few questions.
+
     Source: Goyal et al. 2017, arXiv:1612.00837; code GT-Vision-Lab/VQA@a013f00; haotian-liu/LLaVA@c121f04,
     convert_vqav2_for_submission.py, for ``processed``.
     Differs: nothing; the official script rounds to two decimals when it stores.
@@ -66,8 +70,14 @@ class VqaV2:
     def entries(self) -> dict[str, Entry]:
         """Question id -> the question as its file has it."""
         file = Path(self.root) / f"v2_OpenEnded_mscoco_{self.split}_questions.json"
-        entries = read_list(file, "questions", ("question_id", "image_id", "question"), QUESTIONS)
-        return by_name(entries, "question_id", file)
+        entries = by_name(
+            read_list(file, "questions", ("question_id", "image_id", "question"), QUESTIONS), "question_id", file
+        )
+        for name, entry in entries.items():
+            if not str(entry["image_id"]).isdecimal():
+                told = f"image_id is {entry['image_id']!r}, no number of an image of COCO"
+                raise ValueError(f"{file}: question {name}: {told}; wanted {QUESTIONS}")
+        return entries
 
     @cached_property
     def annotations(self) -> dict[str, Entry]:
@@ -76,6 +86,8 @@ class VqaV2:
         fields = ("question_id", "question_type", "answer_type", "answers")
         found = by_name(read_list(file, "annotations", fields, ANNOTATIONS), "question_id", file)
         check_ids(found, self.entries, str(file))
+        for name, entry in found.items():
+            _check_annotation(entry, f"{file}: question {name}")
         return found
 
     def questions(self) -> list[Question]:
@@ -103,8 +115,6 @@ class VqaV2:
         for name, entry in self.entries.items():
             truth = self.annotations[name]
             kind, people = str(truth["answer_type"]), _people(truth)
-            if kind not in TYPES:
-                raise ValueError(f"vqa: question {name} has answer_type {kind!r}; wanted one of {', '.join(TYPES)}")
             said = submitted(answers[name]) if self.processed else answers[name]
             official = official_accuracy(said, people)
             strict = agreement(
@@ -120,6 +130,16 @@ class VqaV2:
         by_type = {f"question_type/{kind}": 100 * float(np.mean(values)) for kind, values in sorted(types.items())}
         found = numbers(units, statistic) | by_type
         return Scores(numbers=found, units=units, statistic=statistic, flags=flags, rows=rows)
+
+
+def _check_annotation(entry: Entry, place: str) -> None:
+    """Nothing, or a ValueError where the type of answer is unknown, or where no person's answer is as it should be."""
+    if entry["answer_type"] not in TYPES:
+        raise ValueError(f"{place} has answer_type {entry['answer_type']!r}; wanted one of {', '.join(TYPES)}")
+    if not isinstance(entry["answers"], list) or not entry["answers"]:
+        raise ValueError(f"{place}: answers are {entry['answers']!r}, none of a person; wanted {ANNOTATIONS}")
+    for number, one in enumerate(entry["answers"], start=1):
+        require(one, ["answer"], f"{place}: answer {number}, {one!r}", ANNOTATIONS)
 
 
 def _people(truth: Entry) -> list[tuple[str, Hashable]]:
