@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hialign.benchmarks.answers import join, read_entries, read_json, said
+from hialign.benchmarks.answers import identity, join, join_replies, read_entries, read_json, said
 
 QUESTIONS = {"1": "Is there a cup?", "2": "Is there a dog?", "3": "Is there a cat?"}
 ENTRIES = [{"question_id": int(name), "prompt": text, "text": f"answer {name}"} for name, text in QUESTIONS.items()]
@@ -41,6 +41,7 @@ def test_a_jsonl_of_one_line_is_a_list_of_one(tmp_path: Path):
     "entry",
     [
         {"id": "7", "answer": "yes"},
+        {"question_id": 7, "answer": 2.5, "text": "yes"},
         {"question_id": 7, "text": "yes"},
         {"id": 7, "response": "yes"},
         {"doc_id": 0, "doc": {"question_id": "7"}, "resps": [["yes no"]], "filtered_resps": ["yes"]},
@@ -55,6 +56,43 @@ def test_what_llava_amber_lmms_eval_and_we_write_is_read(entry: dict[str, Any]):
 @given(st.permutations(ENTRIES))
 def test_the_order_of_answers_with_ids_does_not_matter(entries: list[dict[str, Any]]):
     assert join(entries, QUESTIONS, file="f") == WANTED
+
+
+@given(st.permutations(range(3)))
+def test_lmms_eval_s_rows_without_ids_are_in_the_order_of_their_doc_id(order: list[int]):
+    rows = [{"doc_id": n, "filtered_resps": [f"answer {n + 1}"]} for n in order]
+    assert join(rows, QUESTIONS, file="f") == WANTED
+
+
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [
+        ([0, 1, 1], "f: doc_id: 1 answered twice: 1; 1 not answered: 2"),
+        ([1, 2, 3], "1 of no question: 3"),
+        ([0, 1, None], "doc_id of some entries is no whole number"),
+    ],
+)
+def test_doc_ids_that_do_not_count_are_refused(numbers: list[int | None], told: str):
+    with pytest.raises(ValueError, match=told):
+        join([{"doc_id": n, "resps": [["x"]]} for n in numbers], QUESTIONS, file="f")
+
+
+def test_a_number_is_an_answer():
+    assert [said({"answer": value}, "f") for value in (2, 2.5)] == ["2", "2.5"]
+    with pytest.raises(ValueError, match="no text"):
+        said({"answer": True}, "f")
+
+
+def test_a_stored_response_of_openai_s_is_not_called_by_its_own_id():
+    response = {"id": "chatcmpl-1", "choices": [{"message": {"content": "Rating: 3"}}]}
+    assert identity(response) is None
+    assert join_replies([response], {"7": "an answer"}, file="f") == {"7": "Rating: 3"}
+    assert identity({**response, "question_id": 7}) == "7"
+
+
+def test_lmms_eval_s_older_file_is_read(tmp_path: Path):
+    (tmp_path / "a.json").write_text(json.dumps({"args": {}, "logs": ENTRIES}))
+    assert read_entries(tmp_path / "a.json", "answers") == ENTRIES
 
 
 @given(st.permutations(ENTRIES))

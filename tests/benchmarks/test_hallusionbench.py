@@ -117,8 +117,9 @@ def test_the_scores_of_lmms_eval_s_rule(official: Official, tmp_path: Path):
     scores = bench.score(answers)
     for acc in ("aAcc", "qAcc", "fAcc"):
         assert scores.numbers[f"lmms_eval/{acc}"] == pytest.approx(fixture["expected"][acc], abs=1e-12)
-    assert scores.numbers["lmms_eval/aAcc_strict"] == scores.numbers["lmms_eval/aAcc"], "who cannot tell says no"
-    assert scores.numbers["lmms_eval/unclear_strict"] == 0
+    unclear = fixture["predictions"].count("I cannot tell")
+    assert scores.numbers["lmms_eval/unclear_strict"] == pytest.approx(unclear / len(items)) != 0
+    assert scores.numbers["lmms_eval/aAcc_strict"] < scores.numbers["lmms_eval/aAcc"], "to lmms-eval that is a no"
     assert sum(scores.correct.values()) / len(items) == scores.numbers["lmms_eval/aAcc"]
 
 

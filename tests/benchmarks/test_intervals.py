@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hialign.benchmarks.intervals import bootstrap, by_scene, mcnemar, paired, wilson
-from hialign.benchmarks.scores import numbers, shares
+from hialign.benchmarks.scores import Columns, numbers, share_or_nan, shares
 
 
 def test_wilson_by_hand() -> None:
@@ -143,5 +143,26 @@ def test_different_questions_are_not_compared() -> None:
 
 
 def test_nothing_is_not_drawn_from() -> None:
-    with pytest.raises(ValueError, match="got 0 units and 2000 resamples"):
+    with pytest.raises(ValueError, match="got no units to draw from"):
         bootstrap({}, shares)
+
+
+@pytest.mark.parametrize(("setting", "value", "least"), [("resamples", -1, 1), ("resamples", 0, 1), ("seed", -1, 0)])
+def test_a_setting_that_makes_no_sense_is_named(setting: str, value: int, least: int) -> None:
+    with pytest.raises(ValueError, match=f"{setting}: got {value}, wanted {least} or more"):
+        bootstrap({"1": {"x/of": 1.0}}, shares, **{setting: value})
+
+
+def undefined(sums: Columns) -> dict[str, np.ndarray]:
+    return {"x": share_or_nan(sums["x/hits"], sums["x/of"]), "never": share_or_nan(sums["x/hits"], 0 * sums["x/of"])}
+
+
+def test_draws_in_which_a_number_is_not_defined_are_left_out() -> None:
+    """Of twenty units one has something to count: over a third of the draws have nothing."""
+    units: dict[str, dict[str, float]] = {str(i): {} for i in range(19)} | {"19": {"x/hits": 1.0, "x/of": 2.0}}
+    found = bootstrap(units, undefined)
+    assert found["x"] == (0.5, 0.5)
+    assert np.isnan(found["never"]).all()
+    pair = paired(units, units, undefined, resamples=200)
+    assert list(pair) == ["x"]
+    assert (pair["x"].difference, pair["x"].p) == (0, 1)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -284,6 +284,8 @@ class Amber:
     Source: Wang et al. 2023, arXiv:2311.07397; code junyangwang0410/AMBER@534babf, inference.py.
     Differs: annotations are found by their ids, not by their places.
     """
+
+    IMAGES: ClassVar[str] = "AMBER's images, AMBER_1.jpg to AMBER_1004.jpg (github.com/junyangwang0410/AMBER)"
 
     root: str
     kinds: Sequence[str] = KINDS

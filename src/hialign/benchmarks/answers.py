@@ -54,6 +54,8 @@ def read_entries(file: str | Path, wanted: str) -> list[Entry]:
     content = read_json(file, wanted)
     if isinstance(content, list) and len(content) == 1 and isinstance(content[0], list):
         content = content[0]  # a .jsonl that holds one list
+    if isinstance(content, dict) and isinstance(content.get("logs"), list):
+        content = content["logs"]  # lmms-eval's older files
     entries = content if isinstance(content, list) else [content]
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict):
@@ -86,7 +88,7 @@ def by_name(entries: Iterable[Entry], field: str, file: str | Path) -> dict[str,
 
 def first(entry: Entry, names: Iterable[str]) -> Any:
     """The value of the first of ``names`` that the entry has, or of the question that lmms-eval keeps as ``doc``."""
-    names = list(names)
+    names = [name for name in names if name != "id" or "choices" not in entry]  # a response of OpenAI's has its own id
     doc = entry.get("doc")
     for source in (entry, doc if isinstance(doc, dict) else {}):
         for name in names:
@@ -98,13 +100,15 @@ def first(entry: Entry, names: Iterable[str]) -> Any:
 def said(entry: Entry, place: str) -> str:
     """The answer's text: one of ``TEXTS``, or what lmms-eval calls ``filtered_resps`` or ``resps``.
 
-    A ValueError when there is none; an empty text is an answer.
+    A number is taken as it is written. A ValueError when there is none; an empty text is an answer.
     """
     value: Any = next((entry[name] for name in ("filtered_resps", "resps") if name in entry), None)
     while isinstance(value, list) and value:
         value = value[0]
     if value is None:
         value = next((entry[name] for name in TEXTS if isinstance(entry.get(name), str)), None)
+    if value is None:
+        value = next((str(entry[name]) for name in TEXTS if type(entry.get(name)) in (int, float)), None)
     if not isinstance(value, str):
         raise ValueError(f"{place}: no text of an answer; wanted one of {', '.join(TEXTS)}, filtered_resps, resps")
     return value
@@ -120,13 +124,13 @@ def join(
 ) -> dict[str, str]:
     """The answers by the ids of ``questions`` (id -> text, in the official order), which all have one.
 
-    ``key`` gives an entry's id, ``text`` its answer. Where no entry has an id they are joined by order, and then an
-    entry that repeats its question must repeat the right one. A ValueError names ids that come twice, that are missing
-    or that no question has.
+    ``key`` gives an entry's id, ``text`` its answer. Where no entry has an id they are joined by order, that of
+    lmms-eval's ``doc_id`` where they have one, and then an entry that repeats its question must repeat the right one. A
+    ValueError names ids that come twice, that are missing or that no question has.
     """
     keys = [key(entry) for entry in entries]
     if all(found is None for found in keys):
-        return _by_order(entries, questions, file, text)
+        return _by_order(_sorted(entries, file), questions, file, text)
     for number, found in enumerate(keys, start=1):
         if found is None:
             raise ValueError(f"{file}: entry {number} has no id while others have one; give all of them one, or none")
@@ -200,6 +204,17 @@ def check_ids(found: Iterable[str], wanted: Iterable[str], what: str) -> None:
         raise ValueError(
             f"{what}: {'; '.join(told)}; wanted one answer to each of {len(known)} questions, joined by their ids"
         )
+
+
+def _sorted(entries: Sequence[Entry], file: str | Path) -> Sequence[Entry]:
+    """The entries by lmms-eval's ``doc_id``, which counts the questions from 0; as they stand where none has one."""
+    numbers = [entry.get("doc_id") for entry in entries]
+    if all(number is None for number in numbers):
+        return entries
+    if not all(type(number) is int for number in numbers):
+        raise ValueError(f"{file}: doc_id of some entries is no whole number; wanted lmms-eval's, or none at all")
+    check_ids(map(str, numbers), map(str, range(len(entries))), f"{file}: doc_id")
+    return sorted(entries, key=lambda entry: int(entry["doc_id"]))
 
 
 def _by_order(

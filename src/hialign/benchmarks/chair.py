@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -161,6 +161,8 @@ class Chair:
     Differs: an image's truth is of its own split; an image without annotations is an error; ``hallucination_idxs``
         count the words as they stand also where a seat was left out.
     """
+
+    IMAGES: ClassVar[str] = "COCO's val2014, or what splits names (cocodataset.org, val2014.zip)"
 
     root: str
     ids: str | None = None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -57,6 +58,8 @@ class CocoCaptions:
     Source: Chen et al. 2015, arXiv:1504.00325; pycocoevalcap 1.2.
     Differs: the tokens of rare texts, see ``tokens``; an empty caption is scored.
     """
+
+    IMAGES: ClassVar[str] = "COCO's images of the captions' split (cocodataset.org)"
 
     root: str
     file: str = "captions_val2014.json"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -235,6 +235,10 @@ class HallusionBench:
     tasks/hallusion_bench/evaluate_hb.py.
     Differs: percent are not rounded to 4 decimals; as ``shares``.
     """
+
+    IMAGES: ClassVar[str] = (
+        "HallusionBench's folders VD and VS (github.com/tianyi-lab/HallusionBench, hallusion_bench.zip)"
+    )
 
     root: str
     images: str = ""

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hialign.benchmarks.scores import Statistic
+from hialign.benchmarks.scores import Statistic, shares
 
 Interval = tuple[float, float]
+Units = Mapping[str, Mapping[str, float]]
+PARTS = ("hits", "of")  # the counts that make a share
 Z95 = 1.959964  # of the normal distribution, 2.5 % lie beyond
 
 
@@ -41,37 +43,28 @@ def by_scene(
     """
     if not counts:
         raise ValueError("by_scene: no scene; wanted at least one")
-    names = list(counts[0])
-    table = np.array([[one[name] for name in names] for one in counts], dtype=float)  # (scenes, shares, 2)
-    sums = np.stack([np.tensordot(times, table, axes=1) for times in _draws(len(table), resamples, seed)])
-    low, high = np.quantile(_shares(sums), (0.025, 0.975), axis=0)
-    whole, scenes = _shares(table.sum(axis=0)), (table[..., 1] > 0).sum(axis=0)
-    return {
-        name: (float(low[i]), float(high[i])) if low[i] < high[i] else wilson(float(whole[i]), int(scenes[i]))
-        for i, name in enumerate(names)
+    units = {
+        str(i): {f"{name}/{part}": value for name, pair in one.items() for part, value in zip(PARTS, pair, strict=True)}
+        for i, one in enumerate(counts)
     }
-
-
-def _shares(counts: np.ndarray) -> np.ndarray:
-    """How many of all, in the last dimension; 0 of nothing."""
-    hits, number = counts[..., 0], counts[..., 1]
-    shares: np.ndarray = np.divide(hits, number, out=np.zeros_like(hits), where=number > 0)
-    return shares
-
-
-Units = Mapping[str, Mapping[str, float]]
+    found = {}
+    for name, (low, high) in bootstrap(units, shares, resamples=resamples, seed=seed).items():
+        trials = sum(one[name][1] > 0 for one in counts)
+        whole = sum(one[name][0] for one in counts) / max(1, sum(one[name][1] for one in counts))
+        found[name] = (low, high) if low < high else wilson(whole, trials)
+    return found
 
 
 def bootstrap(units: Units, statistic: Statistic, *, resamples: int = 2000, seed: int = 0) -> dict[str, Interval]:
     """The 95 % interval of each number of ``statistic``, units being drawn anew with replacement.
 
-    It lies between the 2.5th and the 97.5th percentile. A number that no draw changes, as a share of 0 or 1, has an
-    interval without width: use ``wilson`` for shares of independent trials.
+    It lies between the 2.5th and the 97.5th percentile of the draws in which the number is defined. A number that no
+    draw changes, as a share of 0 or 1, has an interval without width: ``wilson`` is for shares of independent trials.
 
     Source: Efron 1979, Annals of Statistics 7, 1-26.
     Differs: nothing.
     """
-    _refuse_few(len(units), resamples)
+    _refuse_few(len(units), resamples, seed)
     found = statistic(_sums(_table(units, _names(units)), _names(units), resamples, seed))
     return {name: _percentiles(values) for name, values in found.items()}
 
@@ -106,7 +99,7 @@ def paired(
             f"paired: {len(apart)} units are in one of the two alone, such as {apart[0]}; wanted answers to the same "
             "questions"
         )
-    _refuse_few(len(a), resamples)
+    _refuse_few(len(a), resamples, seed)
     names = list(dict.fromkeys([*_names(a), *_names(b)]))
     order = list(a)
     tables = [_table({name: units[name] for name in order}, names) for units in (a, b)]
@@ -115,9 +108,12 @@ def paired(
     found = {}
     for name in drawn[0].keys() & drawn[1].keys():
         differences = np.asarray(drawn[0][name] - drawn[1][name])
+        differences = differences[np.isfinite(differences)]
+        if not len(differences):
+            continue  # defined in no draw
         low, high = _percentiles(differences)
         beyond = min((differences <= 0).sum(), (differences >= 0).sum())
-        p = min(1.0, 2 * (float(beyond) + 1) / (resamples + 1))
+        p = min(1.0, 2 * (float(beyond) + 1) / (len(differences) + 1))
         first, second = (float(one[name]) for one in whole)
         found[name] = Difference(first, second, first - second, low, high, p)
     return {name: found[name] for name in drawn[0] if name in found}
@@ -134,6 +130,8 @@ class McNemar:
 
 def mcnemar(a: Mapping[str, bool], b: Mapping[str, bool]) -> McNemar:
     """The exact test on the questions that one of the two answered rightly. A ValueError for different questions.
+
+    It takes questions for independent of each other, also those to one image; ``paired`` does not.
 
     Source: McNemar 1947, Psychometrika 12, 153-157, with the binomial distribution in place of chi-square.
     Differs: nothing.
@@ -174,10 +172,17 @@ def _draws(number: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def _percentiles(values: np.ndarray) -> Interval:
-    low, high = np.quantile(values, (0.025, 0.975))
+    defined = np.atleast_1d(values)[np.isfinite(np.atleast_1d(values))]
+    if not len(defined):
+        return math.nan, math.nan
+    low, high = np.quantile(defined, (0.025, 0.975))
     return float(low), float(high)
 
 
-def _refuse_few(units: int, resamples: int) -> None:
-    if not units or resamples < 1:
-        raise ValueError(f"got {units} units and {resamples} resamples, wanted one of both at least")
+def _refuse_few(units: int, resamples: int, seed: int) -> None:
+    if not units:
+        raise ValueError("got no units to draw from, wanted at least one")
+    if resamples < 1:
+        raise ValueError(f"resamples: got {resamples}, wanted 1 or more")
+    if seed < 0:
+        raise ValueError(f"seed: got {seed}, wanted 0 or more")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -118,6 +118,8 @@ class LlavaBench:
     Source: as ``marks``; RLHF-V@8daac8a summarize_gpt_llava_review.py.
     Differs: unrounded.
     """
+
+    IMAGES: ClassVar[str] = "the images that the questions are about: COCO's val2014, or LLaVA-Bench in the wild"
 
     questions_file: str
     images: str = ""

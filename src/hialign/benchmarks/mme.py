@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -123,6 +124,10 @@ class Mme:
     Source: as ``reading``.
     Differs: answers with line breaks or tabs are read, which break the official files.
     """
+
+    IMAGES: ClassVar[str] = (
+        "MME's images, a folder for each task (github.com/BradyFU/Awesome-Multimodal-Large-Language-Models, MME)"
+    )
 
     root: str
     images: str = ""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -147,6 +147,8 @@ class Mmhal:
     Source: Sun et al. 2023, arXiv:2309.14525; code as ``rating``.
     Differs: nothing in the official numbers, but a type comes from its item, not from the item's place.
     """
+
+    IMAGES: ClassVar[str] = "MMHal-Bench's images (huggingface.co/datasets/Shengcao1006/MMHal-Bench)"
 
     root: str
     file: str = "response_template.json"

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -155,6 +155,10 @@ class ObjHal:
     Source: Yu et al. 2024, arXiv:2312.00849; code RLHF-V/RLHF-V@8daac8a, eval_gpt_obj_halbench.py; LVUGAI/CHiP@e7f5193.
     Differs: a missing or unreadable reply is an error, where theirs drops the answer.
     """
+
+    IMAGES: ClassVar[str] = (
+        "COCO's train2014 and val2014 (cocodataset.org), or those in obj_halbench_300_with_image.jsonl"
+    )
 
     root: str
     question_file: str

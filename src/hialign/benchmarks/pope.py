@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -105,6 +106,8 @@ class Pope:
     Differs: nothing in the official numbers but the shares of nothing, which are 0 and flagged.
     """
 
+    IMAGES: ClassVar[str] = "COCO's val2014 (cocodataset.org, val2014.zip)"
+
     root: str
     files: str = "coco_pope"
     categories: Sequence[str] = CATEGORIES
@@ -149,6 +152,11 @@ class Pope:
         texts = {name: str(entry["text"]) for name, entry in self.entries.items()}
         if self.llava_questions is not None:
             return self._read_llava(entries, path)
+        if any("model_id" in entry and identity(entry) not in self.entries for entry in entries):
+            raise ValueError(
+                f"{path}: answers in LLaVA's format, whose ids run over all categories; set llava_questions= to its "
+                "llava_pope_test.jsonl"
+            )
         if all(first(entry, ["category"]) is not None for entry in entries):
             key = lambda entry: f"{first(entry, ['category'])}/{identity(entry, ['question_id'])}"  # noqa: E731
             return join(entries, texts, file=path, key=key)
@@ -173,6 +181,11 @@ class Pope:
         """LLaVA's ids lead to a category; within it, the question file has POPE's order."""
         assert self.llava_questions is not None
         asked = read_entries(self.llava_questions, LLAVA)
+        for number, one in enumerate(asked, start=1):
+            if lacking := [name for name in ("question_id", "text", "category") if name not in one]:
+                raise ValueError(
+                    f"{self.llava_questions}: question {number} has no {', '.join(lacking)}; wanted {LLAVA}"
+                )
         by_id = join(entries, {str(one["question_id"]): str(one["text"]) for one in asked}, file=path)
         found: dict[str, str] = {}
         for category in self.categories:
@@ -186,17 +199,22 @@ class Pope:
         return {name: entry for name, entry in self.entries.items() if name.startswith(f"{category}/")}
 
     def score(self, answers: Answers) -> Scores:
-        """``category/number`` by the official rule and the strict one, an image being a unit; see ``statistic``."""
+        """``category/number`` by the official rule and the strict one, an image being a unit; see ``statistic``.
+
+        ``correct``, by the official rule, has each question once: those after what is there are the same in all
+        categories.
+        """
         check_ids(answers, self.entries, "pope")
         units: dict[str, dict[str, float]] = {}
-        correct, rows = {}, []
+        correct: dict[str, bool] = {}
+        rows = []
         for name, entry in self.entries.items():
             category, truth = name.split("/")[0], entry["label"] != "no"
             official, strict = says_yes(answers[name]), yes_or_no(answers[name])
             unit = units.setdefault(entry["image"], {})
             for column in (cell(official, truth), f"{cell(strict, truth)}_strict"):
                 unit[f"{category}/{column}"] = unit.get(f"{category}/{column}", 0) + 1
-            correct[name] = official == truth
+            correct.setdefault(f"{entry['image']}/{entry['text']}", official == truth)
             rows.append({"id": name, "answer": answers[name], "says_yes": official, "strict": strict, "label": truth})
         flags = [
             f"{category}: no true yes, so F1 is reported as 0; the official script divides by zero"

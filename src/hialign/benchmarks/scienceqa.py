@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -119,6 +119,8 @@ class ScienceQA:
     Source: as ``letter`` and ``groups``.
     Differs: nothing in the official numbers; theirs are printed with two decimals.
     """
+
+    IMAGES: ClassVar[str] = "ScienceQA's images, <split>/<id>/image.png (scienceqa.github.io)"
 
     root: str
     images: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class Scores:
         flags: what a reader has to know: where the official script would have divided by zero, a tagger that was not
             there. Each is a sentence.
         rows: what is written down of each question or image, for people to read.
+        settings: what else decides the numbers, besides the benchmark's own settings.
     """
 
     numbers: Mapping[str, float | None]
@@ -46,12 +47,14 @@ class Scores:
     correct: Mapping[str, bool] = field(default_factory=dict)
     flags: Sequence[str] = ()
     rows: Sequence[Mapping[str, Any]] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @runtime_checkable
 class Benchmark(Protocol):
     """A benchmark with its annotations: a small class whose settings a yaml gives by name."""
 
+    IMAGES: ClassVar[str]  # which images are asked about, and where they are to be had
     max_new_tokens: int  # of an answer, where a model is asked
 
     def questions(self) -> Sequence[Question]:
@@ -86,6 +89,13 @@ def share(part: Any, whole: Any) -> np.ndarray:
     part, whole = np.asarray(part, dtype=float), np.asarray(whole, dtype=float)
     part, whole = np.broadcast_arrays(part, whole)
     found: np.ndarray = np.divide(part, whole, out=np.zeros(part.shape), where=whole != 0)
+    return found
+
+
+def share_or_nan(part: Any, whole: Any) -> np.ndarray:
+    """As ``share``, but of nothing it is NaN: where 0 would be taken for a score. It is written as null."""
+    whole = np.asarray(whole, dtype=float)
+    found: np.ndarray = np.where(whole == 0, np.nan, share(part, whole))
     return found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -52,6 +53,8 @@ class TextVqa:
     Source: Singh et al. 2019, arXiv:1904.08920; code haotian-liu/LLaVA@c121f04, eval_textvqa.py, m4c_evaluator.py.
     Differs: nothing.
     """
+
+    IMAGES: ClassVar[str] = "TextVQA's train_val_images (textvqa.org)"
 
     root: str
     file: str = "TextVQA_0.5.1_val.json"

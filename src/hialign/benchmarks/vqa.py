@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -58,6 +59,8 @@ class VqaV2:
     convert_vqav2_for_submission.py, for ``processed``.
     Differs: nothing; the official script rounds to two decimals when it stores.
     """
+
+    IMAGES: ClassVar[str] = "COCO's images of the questions' split (visualqa.org, cocodataset.org)"
 
     root: str
     split: str = "val2014"

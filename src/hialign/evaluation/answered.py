@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from hialign.benchmarks.scores import Benchmark, Judged, Question, Scores
 from hialign.data import CaptionedImage
 from hialign.evaluation.asking import Query, ask
+from hialign.evaluation.scored import write_requests
 from hialign.evaluation.subject import Subject
 
 
@@ -22,14 +22,12 @@ def answer_and_score(subject: Subject, name: str, benchmark: Benchmark, *, max_n
     ValueError names images that are missing before any question is asked.
     """
     questions = benchmark.questions()
-    _require_images(name, questions)
+    _require_images(name, benchmark, questions)
     queries = [Query(one.id, _loader(subject, one), one.text) for one in questions]
     answers = ask(subject, name, queries, max_new_tokens=max_new_tokens, made_by={"benchmark": name})
     if not (isinstance(benchmark, Judged) and benchmark.needs_replies):
         return benchmark.score(answers)
-    requests = benchmark.requests(answers).items()
-    lines = "".join(json.dumps({"id": key, "prompt": prompt}) + "\n" for key, prompt in requests)
-    (subject.answers / f"{name}.requests.jsonl").write_text(lines)
+    write_requests(subject.answers / f"{name}.requests.jsonl", benchmark, answers)
     return None
 
 
@@ -41,11 +39,11 @@ def _pixels(subject: Subject, name: str, image: str) -> Tensor:
     return subject.language.pixels(CaptionedImage(name, Path(image), ("",)))[0]
 
 
-def _require_images(name: str, questions: Sequence[Question]) -> None:
+def _require_images(name: str, benchmark: Benchmark, questions: Sequence[Question]) -> None:
     images = dict.fromkeys(one.image for one in questions if one.image is not None)
     missing = [image for image in images if not Path(image).is_file()]
     if missing:
         raise ValueError(
-            f"benchmark.{name}.images: {len(missing)} of {len(images)} images are missing, such as {missing[0]}; get "
-            f"them, and set benchmark.{name}.images=FOLDER"
+            f"benchmark.{name}.images: {len(missing)} of {len(images)} images are missing, such as {missing[0]}; "
+            f"wanted {benchmark.IMAGES}, in benchmark.{name}.images=FOLDER"
         )

@@ -44,16 +44,12 @@ def side_by_side(columns: Mapping[str, Numbers], rows: Mapping[str, str]) -> str
     return "\n".join([lines[0], rule, *lines[1:], *why])
 
 
-def row(system: str, numbers: Numbers) -> str:
+def row(benchmark: str, system: str, numbers: Numbers) -> str:
     """A markdown table of one line: the system and its numbers by the official rules, intervals behind them."""
     names = [name for name in _names(numbers) if not name.endswith("_strict")]
     cells = [f"{_text(numbers[name])}{_interval(numbers, name, digits=3)}" for name in names]
-    return (
-        "\n".join(
-            f"| {' | '.join(line)} |" for line in (["", *names], ["---", *["---:"] * len(names)], [system, *cells])
-        )
-        + "\n"
-    )
+    lines = ([benchmark, *names], ["---", *["---:"] * len(names)], [system, *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _cell(column: str, numbers: Numbers, key: str) -> str:

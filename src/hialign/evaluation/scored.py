@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from hialign.benchmarks.intervals import Difference, McNemar, Units, bootstrap, mcnemar, paired
-from hialign.benchmarks.scores import Scores, Statistic
+from hialign.benchmarks.scores import Answers, Judged, Scores, Statistic, total
 from hialign.evaluation.report import HIGH, LOW
 from hialign.files import write_json
 
 DETAILS = "details"
 SCORES = "scores.json"
+PLACES = ("root", "images", "replies", "questions_file", "question_file", "llava_questions")  # they decide no number
 
 
 def with_intervals(scores: Scores, *, resamples: int, seed: int) -> dict[str, float | None]:
@@ -33,17 +34,40 @@ def with_intervals(scores: Scores, *, resamples: int, seed: int) -> dict[str, fl
     return found
 
 
+def write_requests(file: Path, benchmark: Judged, answers: Answers) -> None:
+    """Writes what to ask a judge of the answers, a json line each with ``id`` and ``prompt``."""
+    requests = benchmark.requests(answers).items()
+    file.write_text("".join(json.dumps({"id": key, "prompt": prompt}) + "\n" for key, prompt in requests))
+
+
+def notes(scores: Scores, numbers: Mapping[str, float | None]) -> list[str]:
+    """What a reader of ``numbers``, those of ``with_intervals``, has to know, a line each."""
+    drawn = scores.statistic(total(scores.units))
+    steady = [name for name in scores.numbers if name in drawn and f"{name}{LOW}" not in numbers]
+    told = list(scores.flags)
+    if steady:
+        some = ", ".join(steady[:3]) + (f" and {len(steady) - 3} more" if len(steady) > 3 else "")
+        told.append(f"no interval: every draw has the same {some}")
+    return [f"note: {one}" for one in told]
+
+
 def write_scores(
-    folder: Path, name: str, numbers: Mapping[str, float | str | None], *, scores: Scores | None, system: str
+    folder: Path,
+    name: str,
+    numbers: Mapping[str, float | str | None],
+    *,
+    scores: Scores | None,
+    system: str,
+    settings: Mapping[str, Any],
 ) -> None:
     """Adds a benchmark to the folder's ``scores.json``, and writes its units, answers and flags to ``details``.
 
-    A number that is not finite is written as null.
+    ``settings`` are the benchmark's. A number that is not finite is written as null.
     """
     if scores is not None:
-        _write_details(folder, name, scores)
+        _write_details(folder, name, scores, {**settings, **scores.settings})
     file = folder / SCORES
-    before = json.loads(file.read_text()) if file.is_file() else {}
+    before = _read(file) if file.is_file() else {}
     flags = {"flags": list(scores.flags)} if scores is not None and scores.flags else {}
     finite = {key: _finite(value) for key, value in numbers.items()}
     write_json(file, {**before, name: {"model": system, **finite, **flags}})
@@ -54,10 +78,11 @@ def _finite(score: float | str | None) -> float | str | None:
     return score if score is None or isinstance(score, str) or math.isfinite(score) else None
 
 
-def _write_details(folder: Path, name: str, scores: Scores) -> None:
+def _write_details(folder: Path, name: str, scores: Scores, settings: Mapping[str, Any]) -> None:
     (folder / DETAILS).mkdir(parents=True, exist_ok=True)
     content = {
         "statistic": f"{scores.statistic.__module__}:{scores.statistic.__qualname__}",
+        "settings": settings,
         "flags": list(scores.flags),
         "units": scores.units,
         "correct": scores.correct,
@@ -73,6 +98,7 @@ class Details:
     """What ``write_scores`` kept of a benchmark."""
 
     statistic: Statistic
+    settings: Mapping[str, Any]
     units: Units
     correct: Mapping[str, bool]
 
@@ -90,10 +116,22 @@ def read_details(folder: Path, *, allow: Sequence[str] = ()) -> dict[str, Detail
         )
     found = {}
     for file in files:
-        content: dict[str, Any] = json.loads(file.read_text())
+        content = _read(file)
+        if lacking := [key for key in ("statistic", "settings", "units", "correct") if key not in content]:
+            raise ValueError(f"{file}: no {', '.join(lacking)} in it; score the answers anew")
         statistic = _statistic(content["statistic"], file, allow)
-        found[file.stem] = Details(statistic, content["units"], content["correct"])
+        found[file.stem] = Details(statistic, content["settings"], content["units"], content["correct"])
     return found
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file}: not json ({error}); delete it and score the answers anew") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: holds no object; delete it and score the answers anew")
+    return content
 
 
 def _statistic(name: str, file: Path, allow: Sequence[str]) -> Statistic:
@@ -115,9 +153,16 @@ class Comparison:
     answers: McNemar | None
 
 
+def differences(a: Details, b: Details) -> list[str]:
+    """The settings that decide scores and are not the same, as ``name: A / B``; where things lie decides none."""
+    names = [name for name in {**a.settings, **b.settings} if name not in PLACES]
+    pairs = [(name, a.settings.get(name), b.settings.get(name)) for name in names]
+    return [f"{name}: {one} / {other}" for name, one, other in pairs if one != other]
+
+
 def compare(a: Details, b: Details, *, resamples: int, seed: int) -> Comparison:
     """A minus B on the same units. A ValueError when they were not asked the same, or scored differently."""
     if a.statistic is not b.statistic:
-        raise ValueError("the two were scored by different statistics; score both with one version")
+        raise ValueError("the two were scored by different statistics; score both with one version and one rule")
     answers = mcnemar(a.correct, b.correct) if a.correct and b.correct else None
     return Comparison(paired(a.units, b.units, a.statistic, resamples=resamples, seed=seed), answers)

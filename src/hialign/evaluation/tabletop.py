@@ -169,7 +169,7 @@ class TabletopCaptions(Shown):
                 print(f"{split}: {mark(text, set(KINDS) - scene.kinds)}")
             scores |= {f"{split}/{name}": value for name, value in caption_numbers(pairs).items()}
             units |= caption_units(split, pairs)
-        return Scores(numbers=scores, units=units, statistic=shares)
+        return Scores(numbers=scores, units=units, statistic=shares, settings=settings)
 
 
 def caption_units(split: str, pairs: Sequence[tuple[str, Scene]]) -> dict[str, dict[str, float]]:
@@ -213,6 +213,7 @@ class TabletopPope(Shown):
             numbers={**settings, **pope_scores(asked, answers)},
             units=pope_units(asked, answers),
             statistic=pope_statistic,
+            settings=settings,
             correct={one.id: pope.says_yes(answers[one.id]) == (one.answer == "yes") for one in asked},
         )
 
@@ -230,6 +231,7 @@ class TabletopVqa(Shown):
             numbers={**settings, **topic_scores(asked, answers)},
             units=topic_units(asked, answers),
             statistic=shares,
+            settings=settings,
             correct={one.id: is_right(one, answers[one.id]) for one in asked},
         )
 

@@ -31,6 +31,13 @@ def read(
     return given
 
 
+def whole(name: str, value: str) -> int:
+    """The number that ``value`` writes; ``ValueError`` for anything but 0, 1, 2, ..."""
+    if not value.isdecimal():
+        raise ValueError(f"{name}: got {value!r}, wanted a whole number")
+    return int(value)
+
+
 def print_traceback() -> None:
     """Prints the traceback of the error that is being handled, where HIALIGN_TRACEBACK asks for it."""
     if os.environ.get("HIALIGN_TRACEBACK", "0") not in ("", "0"):

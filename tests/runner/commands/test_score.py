@@ -51,12 +51,15 @@ def test_scores_a_row_and_details_are_written_beside_the_answers(pope: Any) -> N
     assert numbers["model"] == "a"
     assert numbers["random/accuracy/low"] < numbers["random/accuracy"] < numbers["random/accuracy/high"]
     assert 0 < numbers["random/unclear_strict"] < 1 / 4
-    head, _, row = (folder / "row.md").read_text().splitlines()
+    head, _, row = (folder / "pope.md").read_text().splitlines()
     assert head.count("|") == row.count("|")
+    assert head.startswith("| pope | mean/f1 | ")
     assert row.startswith("| a | ")
     assert "_strict" not in head
     details = json.loads((folder / "details" / "pope.json").read_text())
-    assert (len(details["units"]), len(details["correct"])) == (6, 72)
+    assert len(details["units"]) == 6
+    texts = {(one["image"], one["text"]) for category in CATEGORIES for one in asked(pope, category)}
+    assert len(details["correct"]) == len(texts) < 72
     assert len((folder / "details" / "pope.rows.jsonl").read_text().splitlines()) == 72
 
 
@@ -88,7 +91,7 @@ def test_two_systems_are_compared_on_the_same_questions(pope: Any) -> None:
         (("benchmark=captions", "answers=a.jsonl"), "benchmark=captions: needs the model and not its answers alone"),
         (("benchmark=pope", "benchmark.pope.root=x", "answers=a.jsonl"), "x/coco_pope_random.json: no such file"),
         ((*BENCHMARK, "benchmark.pope.categories=[rare]", "answers=a.jsonl"), "coco_pope_rare.json: no such file"),
-        ((*BENCHMARK, "answers=a.jsonl", "resamples=0"), "0 resamples, wanted one"),
+        ((*BENCHMARK, "answers=a.jsonl", "resamples=0"), "resamples: got 0, wanted 1 or more"),
     ],
 )
 def test_what_cannot_be_scored_says_so(pope: Any, arguments: tuple[str, ...], told: str) -> None:
@@ -113,6 +116,34 @@ def test_what_cannot_be_compared_says_so(pope: Any, arguments: tuple[str, ...], 
     done = pope.hialign("compare", *arguments)
     assert done.code == 1
     assert told in done.err
+
+
+def test_scores_of_other_settings_are_compared_only_where_that_is_said(pope: Any) -> None:
+    done = pope.hialign(
+        "score", *BENCHMARK, "benchmark.pope.suffix=x", "answers=a.jsonl", "out=suffixed", "resamples=9"
+    )
+    assert done.code == 0, done.err
+    told = "pope: A and B were scored with different settings: suffix: \nAnswer the question"
+    done = pope.hialign("compare", "a.jsonl.scores", "suffixed")
+    assert done.code == 1
+    assert told in done.err
+    done = pope.hialign("compare", "a.jsonl.scores", "suffixed", "different=true", "resamples=9")
+    assert done.code == 0, done.err
+    assert "NOTE: pope was scored with different settings (A / B): suffix" in done.out
+    assert "mean/f1" in done.out
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [("{}", "no statistic, settings, units, correct in it"), ("[]", "holds no object"), ("{", "not json")],
+)
+def test_broken_details_are_named(pope: Any, content: str, told: str) -> None:
+    (pope.folder / "broken" / "details").mkdir(parents=True, exist_ok=True)
+    (pope.folder / "broken" / "details" / "pope.json").write_text(content)
+    done = pope.hialign("compare", "a.jsonl.scores", "broken")
+    assert done.code == 1
+    assert f"broken/details/pope.json: {told}" in done.err
+    assert "Traceback" not in done.err
 
 
 def test_answers_to_other_questions_are_not_compared(pope: Any) -> None:
@@ -154,7 +185,8 @@ def test_a_run_is_asked_and_scored_as_its_answers_are(talking: Any, monkeypatch:
     monkeypatch.setattr(asking, "generate", no)
     done = talking.hialign("evaluate", RUN, *BENCHMARK, "benchmark.pope.images=pictures/images", "max_new_tokens=7")
     assert done.code == 0, done.err
-    assert "random: no true yes, so F1 is reported as 0" in done.out
+    assert "note: random: no true yes, so F1 is reported as 0" in done.out
+    assert "note: no interval: every draw has the same" in done.out
     folder = talking.run("talking", "llava")
     scores = json.loads((folder / "scores.json").read_text())["pope"]
     assert (scores["random/accuracy"], scores["random/yes_ratio"]) == (0.5, 0.0)
@@ -175,7 +207,7 @@ def test_pictures_in_folders_are_classified_and_scored_as_the_answers_are(talkin
     benchmark = ("benchmark=zero_shot", "benchmark.zero_shot.root=kinds")
     done = talking.hialign("evaluate", RUN, *benchmark)
     assert done.code == 0, done.err
-    assert "zero_shot: 2 classes, fewer than 5" in done.out
+    assert "note: 2 classes, fewer than 5" in done.out
     folder = talking.run("talking", "llava")
     scores = json.loads((folder / "scores.json").read_text())["zero_shot"]
     assert scores["acc1"] in {0, 0.25, 0.5, 0.75, 1}
@@ -189,7 +221,7 @@ def test_missing_images_are_told_before_anything_is_asked(talking: Any) -> None:
     done = talking.hialign("evaluate", RUN, *BENCHMARK, "benchmark.pope.images=nowhere")
     assert done.code == 1
     assert "benchmark.pope.images: 6 of 6 images are missing, such as nowhere/" in done.err
-    assert "set benchmark.pope.images=FOLDER" in done.err
+    assert "wanted COCO's val2014 (cocodataset.org, val2014.zip), in benchmark.pope.images=FOLDER" in done.err
 
 
 @pytest.mark.parametrize(
@@ -226,6 +258,12 @@ def test_answers_that_a_judge_has_to_reply_to_are_kept_with_what_to_ask_it(
     answers = talking.run("talking", "llava") / "answers"
     (request,) = map(json.loads, (answers / "mmhal.requests.jsonl").read_text().splitlines())
     assert "A red cup." in request["prompt"]
+    done = talking.hialign("score", *mmhal, f"answers={answers}/mmhal.jsonl", "out=judge")
+    assert done.code == 0, done.err
+    assert "not scored: a judge has to reply to judge/mmhal.requests.jsonl" in done.out
+    assert (talking.folder / "judge" / "mmhal.requests.jsonl").read_text() == (
+        answers / "mmhal.requests.jsonl"
+    ).read_text()
     (talking.folder / "replies.jsonl").write_text(json.dumps({"id": request["id"], "reply": "Rating: 2"}) + "\n")
     done = talking.hialign("score", *mmhal, "benchmark.mmhal.replies=replies.jsonl", f"answers={answers}/mmhal.jsonl")
     assert done.code == 0, done.err

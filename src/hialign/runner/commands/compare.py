@@ -5,16 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from hialign.evaluation.scored import Comparison, compare, read_details
+from hialign.evaluation.scored import Comparison, compare, differences, read_details
 from hialign.runner import settings
 
-USAGE = "hialign compare A B [benchmark=NAME] [resamples=10000] [seed=0] [allow=PACKAGE]"
+USAGE = "hialign compare A B [benchmark=NAME] [resamples=10000] [seed=0] [different=false] [allow=PACKAGE]"
 ABOUT = """\
 A and B are run folders that `hialign evaluate` scored, or folders that `hialign score` wrote. For each benchmark that
 both have: A, B and A minus B with its 95 % interval, images (or what else belongs together) being drawn anew for both
 at once; p is that of no difference, for each number by itself. Where answers are right or wrong, McNemar's exact test
-too."""
-KEYS = ("benchmark", "resamples", "seed", "allow")
+too, by the official rule; it takes answers for independent of each other, which the intervals do not. Scores of
+different settings (another rule, other words) are refused; different=true compares them all the same."""
+KEYS = ("benchmark", "resamples", "seed", "different", "allow")
 
 
 def main() -> None:
@@ -36,8 +37,12 @@ def main() -> None:
     if not names:
         wanted = given.get("benchmark", "any benchmark")
         raise ValueError(f"compare: not both have {wanted}; A has {', '.join(a)}, B has {', '.join(b)}")
-    resamples, seed = _whole("resamples", given.get("resamples", "10000")), _whole("seed", given.get("seed", "0"))
+    resamples = settings.whole("resamples", given.get("resamples", "10000"))
+    seed = settings.whole("seed", given.get("seed", "0"))
+    if (different := given.get("different", "false")) not in ("true", "false"):
+        raise ValueError(f"different: got {different!r}, wanted true or false")
     for name in names:
+        _say_differences(name, differences(a[name], b[name]), different == "true")
         try:
             found = compare(a[name], b[name], resamples=resamples, seed=seed)
         except ValueError as error:
@@ -45,10 +50,16 @@ def main() -> None:
         print(f"{name}\n{text(found)}")
 
 
-def _whole(name: str, value: str) -> int:
-    if not value.isdecimal():
-        raise ValueError(f"{name}: got {value!r}, wanted a whole number")
-    return int(value)
+def _say_differences(name: str, found: list[str], admitted: bool) -> None:
+    """A line where settings differ and that is admitted; else a ValueError."""
+    if not found:
+        return
+    if not admitted:
+        raise ValueError(
+            f"{name}: A and B were scored with different settings: {'; '.join(found)}; score both alike, or set "
+            "different=true"
+        )
+    print(f"NOTE: {name} was scored with different settings (A / B): {'; '.join(found)}")
 
 
 def text(found: Comparison) -> str:

@@ -18,7 +18,7 @@ from hialign.benchmarks.zero_shot import ZeroShot
 from hialign.data import CaptionedImage, Dataset, LanguageCollator, PairCollator, Skipped
 from hialign.evaluation.answered import answer_and_score
 from hialign.evaluation.report import table
-from hialign.evaluation.scored import SCORES, with_intervals, write_scores
+from hialign.evaluation.scored import SCORES, notes, with_intervals, write_scores
 from hialign.evaluation.subject import Subject
 from hialign.evaluation.zero_shot import classify_and_score
 from hialign.runner import assemble, schema
@@ -60,7 +60,8 @@ def run(config: DictConfig) -> dict[str, Any]:
     scores = {}
     for name, benchmark in benchmarks.items():
         scores[name], found = _scored(subject, name, benchmark, config)
-        write_scores(folder, name, scores[name], scores=found, system=subject.name)  # the next may fail
+        node: Any = OmegaConf.to_container(config.benchmark[name], resolve=True)
+        write_scores(folder, name, scores[name], scores=found, system=subject.name, settings=node)  # the next may fail
     print(table(scores))
     print(f"written to {folder / SCORES}")
     return scores
@@ -92,10 +93,10 @@ def _scored(
 
 
 def _told(name: str, scores: Scores, config: DictConfig) -> dict[str, float | None]:
-    """The numbers with the ends of their intervals; prints the flags."""
-    for flag in scores.flags:
-        print(f"{name}: {flag}")
-    return with_intervals(scores, resamples=config.resamples, seed=config.seed)
+    """The numbers with the ends of their intervals; prints what has to be known of them."""
+    numbers = with_intervals(scores, resamples=config.resamples, seed=config.seed)
+    print("\n".join((name, *notes(scores, numbers))))
+    return numbers
 
 
 def _subject(config: DictConfig, folder: Path) -> Subject:

@@ -28,7 +28,8 @@ def main() -> None:
     if ("instances" in given) == ("objects" in given):
         raise ValueError(f"data pope: wanted one of instances= and objects=, as in: {USAGE}")
     images, samples, seed = (
-        _whole(name, given.get(name, value)) for name, value in (("images", "500"), ("samples", "3"), ("seed", "0"))
+        settings.whole(name, given.get(name, value))
+        for name, value in (("images", "500"), ("samples", "3"), ("seed", "0"))
     )
     objects = coco_objects(given["instances"]) if "instances" in given else listed_objects(given["objects"])
     fitting = [image for image, found in objects.items() if len(found) >= samples]
@@ -46,9 +47,3 @@ def main() -> None:
         file = out / f"{given.get('files', 'pope')}_{category}.json"
         file.write_text("".join(json.dumps(question) + "\n" for question in questions))
         print(f"{file}: {len(questions)} questions on {len(fitting)} images")
-
-
-def _whole(name: str, value: str) -> int:
-    if not value.isdecimal():
-        raise ValueError(f"{name}: got {value!r}, wanted a whole number")
-    return int(value)

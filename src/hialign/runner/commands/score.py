@@ -10,9 +10,9 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from hialign.benchmarks.scores import Scores
+from hialign.benchmarks.scores import Judged, Scores
 from hialign.evaluation.report import row, table
-from hialign.evaluation.scored import SCORES, with_intervals, write_scores
+from hialign.evaluation.scored import SCORES, notes, with_intervals, write_requests, write_scores
 from hialign.runner.build import build_benchmark
 from hialign.runner.told import told
 
@@ -42,26 +42,35 @@ def _composed(config: DictConfig) -> None:
         run(config)
 
 
-def run(config: DictConfig) -> Scores:
-    """Writes ``scores.json``, ``row.md`` and ``details`` of one benchmark, prints the table and returns the scores."""
+def run(config: DictConfig) -> Scores | None:
+    """Writes ``scores.json``, a markdown row and ``details`` of one benchmark, and prints the table.
+
+    Returns the scores; None where a judge has to reply first, and what to ask it is written instead.
+    """
     name, benchmark = _benchmark(config)
     if OmegaConf.is_missing(config, "answers"):
         raise ValueError("answers: not given; set answers=FILE")
     if not Path(config.answers).exists():
         raise ValueError(f"answers={config.answers}: there is no such file or folder")
-    scores: Scores = benchmark.score(benchmark.read(config.answers))
-    numbers = with_intervals(scores, resamples=config.resamples, seed=config.seed)
-    system = config.system or Path(config.answers).stem
+    answers = benchmark.read(config.answers)
     folder = Path(config.out or f"{config.answers.rstrip('/')}.scores")
     folder.mkdir(parents=True, exist_ok=True)
-    write_scores(folder, name, numbers, scores=scores, system=system)
-    (folder / "row.md").write_text(row(system, numbers))
-    print(table({name: numbers}))
-    for flag in scores.flags:
-        print(f"note: {flag}")
-    print(
-        f"written to {folder / SCORES}; {folder / 'row.md'} is a markdown row, {folder / 'details'} for hialign compare"
-    )
+    if isinstance(benchmark, Judged) and benchmark.needs_replies:
+        file = folder / f"{name}.requests.jsonl"
+        write_requests(file, benchmark, answers)
+        print(
+            f"not scored: a judge has to reply to {file}; then set benchmark.{name}.replies=FILE, rows of id and reply"
+        )
+        return None
+    scores: Scores = benchmark.score(answers)
+    numbers = with_intervals(scores, resamples=config.resamples, seed=config.seed)
+    system = config.system or Path(config.answers).stem
+    settings: Any = OmegaConf.to_container(config.benchmark[name], resolve=True)
+    write_scores(folder, name, numbers, scores=scores, system=system, settings=settings)
+    markdown = folder / f"{name}.md"
+    markdown.write_text(row(name, system, numbers))
+    print("\n".join((table({name: numbers}), *notes(scores, numbers))))
+    print(f"written to {folder / SCORES}; {markdown} is a markdown row, {folder / 'details'} for hialign compare")
     return scores
 
 
