@@ -372,6 +372,7 @@ def test_two_answers_to_a_question_are_named(small: Amber, tmp_path: Path):
         ("relation", ["sea"], "wanted an object of {word: "),
         ("relation", {"sea": "water"}, "wanted an object of {word: "),
         ("query/query_discriminative", [{"id": 1005, "query": "?"}], "question 1: no image; wanted AMBER's data"),
+        ("query/query_discriminative", [{"id": 1005, "image": 3, "query": "?"}], "question 1: image is 3, no text"),
         ("query/query_discriminative", [{"image": "a.jpg", "query": "?"}], "question 1: no id; wanted AMBER's data"),
     ],
 )

@@ -158,6 +158,14 @@ def test_replies_that_none_can_read_give_no_strict_numbers(tmp_path: Path):
     assert scores.flags[-1] == "No reply can be read strictly: the strict numbers are missing."
 
 
+def test_a_box_without_its_category_is_named(tmp_path: Path):
+    references = write(tmp_path / "gpt4.jsonl", [{"question_id": n, "text": "x"} for n in range(4)])
+    boxes = {"captions": ["A dog."], "instances": [{"category": "dog", "bbox": [1, 2]}, {"bbox": [1, 2]}]}
+    context = write(tmp_path / "boxes.jsonl", [{"image": f"{n}.jpg", **boxes} for n in range(2)])
+    with pytest.raises(ValueError, match=r"boxes.jsonl: image 0.jpg: instances, 2: no category; wanted what the judge"):
+        make(tmp_path, references=references, context=context).requests(ANSWERS)
+
+
 def test_questions_without_a_field_or_that_come_twice_are_named(tmp_path: Path):
     bench = make(tmp_path)
     write(tmp_path / "questions.jsonl", [ASKED[0], {"question_id": 1, "image": "0.jpg", "category": "conv"}])

@@ -210,5 +210,13 @@ def test_missing_answers_replies_files_and_rules_are_named(small: Path):
         make(small).score(dict.fromkeys("abcd", "x"))
     with pytest.raises(ValueError, match="rule: got 'halva', wanted one of llava_rlhf, chip"):
         make(small, rule="halva")
+    entries = template(["a"], ["other"])
+    for change, told in (
+        ({"image_content": [1]}, r"a: image_content is \[1\], no list of texts; wanted MMHal-Bench's template"),
+        ({"question": None}, "question 1: question is None, no text; wanted MMHal-Bench's template"),
+    ):
+        write(small / "response_template.json", [entries[0] | change])
+        with pytest.raises(ValueError, match=told):
+            make(small).questions()
     with pytest.raises(ValueError, match="no such file; wanted MMHal-Bench's template"):
         Mmhal(root=str(small), file="none.json").questions()

@@ -170,6 +170,8 @@ def test_without_a_question_with_an_image_there_is_no_accuracy_of_images(tmp_pat
         ({"grade": "kinder"}, "problem 7: grade is 'kinder'; wanted choices"),
         ({"answer": 3}, "problem 7: answer is 3; wanted choices"),
         ({"answer": "A"}, "problem 7: answer is 'A'; wanted choices"),
+        ({"image": 3}, "problem 7: image is 3; wanted choices"),
+        ({"subject": ["x"]}, r"problem 7: subject is \['x'\]; wanted choices"),
         ({"choices": "AB"}, "problem 7: choices is 'AB'; wanted choices"),
     ],
 )
@@ -182,6 +184,9 @@ def test_problems_without_a_field_and_files_of_another_kind_are_named(tmp_path: 
     lacking = {field: value for field, value in problem(0).items() if field not in ("grade", "hint")}
     with pytest.raises(ValueError, match=r"problems.json: problem 7: no hint, grade; wanted a problem of ScienceQA's"):
         make(tmp_path, {"7": lacking}).questions()
+    (tmp_path / "pid_splits.json").write_text('{"test": 7}')
+    with pytest.raises(ValueError, match=r"pid_splits.json: test is no list; wanted one of ids of ScienceQA's data"):
+        ScienceQA(root=str(tmp_path)).questions()
     (tmp_path / "problems.json").write_text("[]")
     with pytest.raises(ValueError, match=r"problems.json: is a list; wanted the object of ScienceQA's data"):
         ScienceQA(root=str(tmp_path)).questions()

@@ -206,8 +206,10 @@ def test_missing_and_unknown_answers_and_files_are_named(small: VqaV2, tmp_path:
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"answers": ["red"] * 10}, "question 1: answer 1, 'red': no answer; wanted a file of annotations of VQAv2"),
-        ({"answers": [{"answer_id": 1}]}, "question 1: answer 1, .*: no answer; wanted a file of annotations"),
+        ({"answers": ["red"] * 10}, "question 1: 'red' is no person's answer; wanted a file of annotations of VQAv2"),
+        ({"answers": [{"answer_id": 1}]}, "question 1: {'answer_id': 1} is no person's answer; wanted"),
+        ({"answers": [{"answer": "red", "answer_id": []}]}, r"question 1: {.*} is no person's answer; wanted"),
+        ({"answers": [None]}, "question 1: None is no person's answer; wanted"),
         ({"answers": []}, r"question 1: answers are \[\], none of a person"),
         ({"answer_type": "colour"}, "question 1 has answer_type 'colour'; wanted one of yes/no, number, other"),
     ],
@@ -307,8 +309,12 @@ def test_text_vqa_asks_llava_s_prompts_where_they_are_given(text_vqa: TextVqa, t
     ]
     file = tmp_path / "llava.jsonl"
     file.write_text("\n".join(map(json.dumps, asked)))
-    texts = [question.text for question in TextVqa(root=text_vqa.root, prompts=str(file)).questions()]
+    with_prompts = TextVqa(root=text_vqa.root, prompts=str(file))
+    texts = [question.text for question in with_prompts.questions()]
     assert texts == [f"{e['question']}\nReference OCR token: {name}" for name, e in text_vqa.entries.items()]
+    file.write_text(json.dumps({"question_id": "x"}))
+    with pytest.raises(ValueError, match=r"llava.jsonl: question 1: no text; wanted llava_textvqa_val_v051_ocr.jsonl"):
+        with_prompts.questions()
     assert text_vqa.questions()[0].text == "what is the brand?\nAnswer the question using a single word or phrase."
     assert text_vqa.questions()[0].image == "0054c91397f2fe05.jpg"
 

@@ -326,7 +326,8 @@ class Amber:
         files = {"generative": "g" in self.kinds, "discriminative": any(kind != "g" for kind in self.kinds)}
         found: dict[str, Entry] = {}
         for name in (name for name, wanted in files.items() if wanted):
-            asked = read_questions(self._file(f"query_{name}.json"), DATA, ("id", "image", "query"), _id)
+            file, texts = self._file(f"query_{name}.json"), ("image", "query")
+            asked = read_questions(file, DATA, ("id", *texts), _id, texts=texts)
             found |= {name: entry for name, entry in asked.items() if name in self.annotations}
         check_ids(found, self.annotations, f"{self.root}: questions")
         return found

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from hialign.benchmarks.answers import Entry, check_ids, first, identity, join, read_entries, replied
-from hialign.benchmarks.questions import judged, read_questions, strict_flags
+from hialign.benchmarks.questions import judged, read_questions, require, strict_flags
 from hialign.benchmarks.scores import Answers, Columns, Question, Scores, column, numbers, share_or_nan
 
 Rule = Literal["llava", "rlhf_v"]
@@ -137,13 +137,14 @@ class LlavaBench:
     @cached_property
     def entries(self) -> dict[str, Entry]:
         """Question id -> the question as its file has it."""
-        needed = ("question_id", "image", "text", "category")
-        return read_questions(self.questions_file, LAYOUT, needed, lambda entry: str(entry["question_id"]))
+        texts = ("image", "text", "category")
+        key = lambda entry: str(entry["question_id"])  # noqa: E731
+        return read_questions(self.questions_file, LAYOUT, ("question_id", *texts), key, texts=texts)
 
     def questions(self) -> list[Question]:
         """The questions in the file's order."""
         return [
-            Question(id=name, image=os.path.join(self.images, entry["image"]), text=str(entry["text"]) + self.suffix)
+            Question(id=name, image=os.path.join(self.images, entry["image"]), text=entry["text"] + self.suffix)
             for name, entry in self.entries.items()
         ]
 
@@ -167,7 +168,10 @@ class LlavaBench:
             lacking = "references" if self.references is None else "context"
             raise ValueError(f"{lacking}: none given, wanted {REFERENCES if lacking == 'references' else CONTEXT}")
         references = self._join(self.references, REFERENCES)
-        told = {str(entry.get("image")): _told(entry) for entry in read_entries(self.context, CONTEXT)}
+        told = {
+            str(entry.get("image")): _told(entry, f"{self.context}: image {entry.get('image')}")
+            for entry in read_entries(self.context, CONTEXT)
+        }
         lone = [entry["image"] for entry in self.entries.values() if entry["image"] not in told]
         if lone:
             raise ValueError(f"{self.context}: nothing of the image {lone[0]}; wanted {CONTEXT}")
@@ -229,9 +233,12 @@ def _content(entry: Entry, place: str) -> str:
     return replied(entry, place)
 
 
-def _told(entry: Mapping[str, object]) -> str:
+def _told(entry: Entry, place: str) -> str:
+    """The captions and boxes of an image, a line each."""
     captions = entry.get("captions") or entry.get("caption")
     lines = [captions] if isinstance(captions, str) else list(captions) if isinstance(captions, list) else []
     boxes = entry.get("instances")
-    lines += [f"{box['category']}: {box['bbox']}" for box in boxes] if isinstance(boxes, list) else []
+    for number, box in enumerate(boxes if isinstance(boxes, list) else [], start=1):
+        require(box, ["category", "bbox"], f"{place}: instances, {number}", CONTEXT)
+        lines.append(f"{box['category']}: {box['bbox']}")
     return "\n".join(map(str, lines))

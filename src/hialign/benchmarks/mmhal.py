@@ -165,13 +165,19 @@ class Mmhal:
     @cached_property
     def entries(self) -> dict[str, Entry]:
         """Image id, of which each question has its own, -> the question as the template has it."""
-        needed = ("question_type", "image_id", "question", "gt_answer")
-        return read_questions(Path(self.root) / self.file, LAYOUT, needed, lambda entry: str(entry["image_id"]))
+        file, texts = Path(self.root) / self.file, ("question_type", "question", "gt_answer")
+        key = lambda entry: str(entry["image_id"])  # noqa: E731
+        found = read_questions(file, LAYOUT, ("image_id", *texts), key, texts=texts)
+        for name, entry in found.items():
+            contents = entry.get("image_content") or []
+            if not isinstance(contents, list) or not all(isinstance(one, str) for one in contents):
+                raise ValueError(f"{file}: {name}: image_content is {contents!r}, no list of texts; wanted {LAYOUT}")
+        return found
 
     def questions(self) -> list[Question]:
         """The questions in the template's order."""
         return [
-            Question(id=name, image=os.path.join(self.images, _image(entry)), text=str(entry["question"]) + self.suffix)
+            Question(id=name, image=os.path.join(self.images, _image(entry)), text=entry["question"] + self.suffix)
             for name, entry in self.entries.items()
         ]
 

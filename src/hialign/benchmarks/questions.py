@@ -37,12 +37,18 @@ def require(entry: Any, names: Iterable[str], place: str, wanted: str) -> None:
 
 
 def read_questions(
-    file: str | Path, layout: str, needed: Sequence[str], key: Callable[[Entry], str]
+    file: str | Path, layout: str, needed: Sequence[str], key: Callable[[Entry], str], *, texts: Sequence[str] = ()
 ) -> dict[str, Entry]:
-    """The questions of a file by ``key``; a ValueError for one without a field of ``needed`` or that comes twice."""
+    """The questions of a file by ``key``.
+
+    A ValueError for one without a field of ``needed``, with one of ``texts`` that is none, or that comes twice.
+    """
     found: dict[str, Entry] = {}
     for number, entry in enumerate(read_entries(file, layout), start=1):
         require(entry, needed, f"{file}: question {number}", layout)
+        if wrong := [name for name in texts if not isinstance(entry[name], str)]:
+            told = f"{wrong[0]} is {entry[wrong[0]]!r}, no text"
+            raise ValueError(f"{file}: question {number}: {told}; wanted {layout}")
         if (name := key(entry)) in found:
             raise ValueError(f"{file}: question {number}: {name} comes twice; get the file again")
         found[name] = entry

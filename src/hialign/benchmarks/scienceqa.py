@@ -143,6 +143,8 @@ class ScienceQA:
                 raise ValueError(f"{self.root}/{file}: is a {type(content).__name__}; wanted the object {LAYOUT}")
         if self.split not in splits:
             raise ValueError(f"split: got {self.split!r}, wanted one of {', '.join(splits)}")
+        if not isinstance(splits[self.split], list):
+            raise ValueError(f"{self.root}/pid_splits.json: {self.split} is no list; wanted one of ids {LAYOUT}")
         found = {}
         for name in map(str, splits[self.split]):
             if name not in problems:
@@ -212,9 +214,11 @@ def _check_problem(problem: Any, place: str) -> None:
     right = {
         "choices": isinstance(choices, list) and all(isinstance(one, str) for one in choices),
         "answer": isinstance(answer, int) and isinstance(choices, list) and 0 <= answer < len(choices),
+        "image": not problem["image"] or isinstance(problem["image"], str),
+        "subject": isinstance(problem["subject"], str),
         "grade": re.fullmatch(r"(grade)?\d+", str(problem["grade"])) is not None,
     }
     wrong = next((field for field, holds in right.items() if not holds), None)
     if wrong is not None:
-        wanted = "choices, texts; answer, the place of one of them from 0; and grade, such as grade7"
+        wanted = "choices, texts; answer, the place of one of them from 0; image and subject, texts; grade, as grade7"
         raise ValueError(f"{place}: {wrong} is {problem[wrong]!r}; wanted {wanted}, {LAYOUT}")

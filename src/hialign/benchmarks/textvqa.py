@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from hialign.benchmarks.answers import Entry, by_name, check_ids, first, identity, join, read_entries, read_list
+from hialign.benchmarks.questions import require
 from hialign.benchmarks.scores import Answers, Columns, Question, Scores, numbers, share
 from hialign.benchmarks.vqa import SHORT
 from hialign.benchmarks.vqa_answers import agreement, strictly, submitted
@@ -80,6 +81,8 @@ class TextVqa:
         texts = {name: str(entry["question"]) + self.suffix for name, entry in self.entries.items()}
         if self.prompts is not None:
             asked = read_entries(self.prompts, LLAVA)
+            for number, one in enumerate(asked, start=1):
+                require(one, ["question_id", "text"], f"{self.prompts}: question {number}", LLAVA)
             with_prompt = [{**one, "prompt": one["text"]} for one in asked]
             texts = join(with_prompt, texts, file=self.prompts, key=_key(self.entries))
         return [

@@ -12,7 +12,6 @@ from typing import ClassVar
 import numpy as np
 
 from hialign.benchmarks.answers import Entry, by_name, check_ids, join, read_entries, read_list
-from hialign.benchmarks.questions import require
 from hialign.benchmarks.scores import Answers, Columns, Question, Scores, numbers, share
 from hialign.benchmarks.vqa_answers import agreement, official_accuracy, strictly, submitted
 
@@ -141,8 +140,14 @@ def _check_annotation(entry: Entry, place: str) -> None:
         raise ValueError(f"{place} has answer_type {entry['answer_type']!r}; wanted one of {', '.join(TYPES)}")
     if not isinstance(entry["answers"], list) or not entry["answers"]:
         raise ValueError(f"{place}: answers are {entry['answers']!r}, none of a person; wanted {ANNOTATIONS}")
-    for number, one in enumerate(entry["answers"], start=1):
-        require(one, ["answer"], f"{place}: answer {number}, {one!r}", ANNOTATIONS)
+    if wrong := [one for one in entry["answers"] if not _is_answer(one)]:
+        raise ValueError(f"{place}: {wrong[0]!r} is no person's answer; wanted {ANNOTATIONS}")
+
+
+def _is_answer(one: object) -> bool:
+    """Whether it has an answer, and whatever tells it from others' is a text or a number."""
+    marks = ("answer_id", "answer_confidence")
+    return isinstance(one, dict) and "answer" in one and all(isinstance(one.get(mark), Hashable) for mark in marks)
 
 
 def _people(truth: Entry) -> list[tuple[str, Hashable]]:
