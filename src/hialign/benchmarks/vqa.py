@@ -147,7 +147,9 @@ def _check_annotation(entry: Entry, place: str) -> None:
 def _is_answer(one: object) -> bool:
     """Whether it has an answer, and whatever tells it from others' is a text or a number."""
     marks = ("answer_id", "answer_confidence")
-    return isinstance(one, dict) and "answer" in one and all(isinstance(one.get(mark), Hashable) for mark in marks)
+    return (
+        isinstance(one, dict) and "answer" in one and not any(isinstance(one.get(mark), list | dict) for mark in marks)
+    )
 
 
 def _people(truth: Entry) -> list[tuple[str, Hashable]]:
