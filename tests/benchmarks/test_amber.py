@@ -332,3 +332,58 @@ def test_wrong_settings_and_missing_files_say_what_is_wanted(small: Amber, tmp_p
     (Path(small.root) / "query/query_discriminative.json").write_text("[]")
     with pytest.raises(ValueError, match="3 not answered: 1005, 1006, 1007"):
         Amber(root=small.root).questions()
+
+
+def test_answers_to_other_kinds_are_left_out_and_counted_and_unknown_ones_named(small: Amber, tmp_path: Path):
+    existence = Amber(root=small.root, kinds=["de"])
+    file = tmp_path / "whole.json"
+    entries = [{"id": int(name), "response": text} for name, text in ANSWERS.items()]
+    file.write_text(json.dumps(entries[::-1]))
+    scores = existence.score(existence.read(str(file)))
+    assert scores.flags == ["Answers to questions that are not asked here, which are left out: 3."]
+    alone = existence.score({"1007": ANSWERS["1007"]})
+    assert (scores.numbers, list(scores.correct), alone.flags) == (alone.numbers, ["1007"], [])
+    file.write_text(json.dumps([*entries, {"id": 9, "response": "x"}]))
+    with pytest.raises(ValueError, match="1 of no question: 9"):
+        existence.read(str(file))
+
+
+def test_two_answers_to_a_question_are_named(small: Amber, tmp_path: Path):
+    entries = [{"id": int(name), "response": text} for name, text in (*ANSWERS.items(), ("1006", "Yes"))]
+    (tmp_path / "twice.json").write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match="1 answered twice: 1006"):
+        small.read(str(tmp_path / "twice.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("annotations", [{"type": "relation", "truth": "no"}], "question 1: no id; wanted AMBER's data folder"),
+        ("annotations", [{"id": 1, "type": "generative", "truth": []}], "annotation 1: no hallu; wanted AMBER's data"),
+        ("annotations", [{"id": 1, "type": "generative", "hallu": []}], "question 1: no truth; wanted AMBER's data"),
+        (
+            "annotations",
+            [{"id": 1, "type": "generative", "truth": "sea", "hallu": []}],
+            "annotation 1: truth is 'sea', no list of words; wanted AMBER's data",
+        ),
+        ("annotations", [{"id": 1, "type": "relation", "truth": []}], r"annotation 1: truth is \[\], not yes or no"),
+        ("annotations", [{"id": 1, "type": "relation", "truth": "no"}] * 2, "question 2: 1 comes twice"),
+        ("annotations", [{"id": 1, "type": "colour", "truth": "no"}], "annotation 1 is of type 'colour'; wanted AMBER"),
+        ("relation", ["sea"], "wanted an object of {word: "),
+        ("relation", {"sea": "water"}, "wanted an object of {word: "),
+        ("query/query_discriminative", [{"id": 1005, "query": "?"}], "question 1: no image; wanted AMBER's data"),
+        ("query/query_discriminative", [{"id": 1005, "image": 3, "query": "?"}], "question 1: image is 3, no text"),
+        ("query/query_discriminative", [{"image": "a.jpg", "query": "?"}], "question 1: no id; wanted AMBER's data"),
+    ],
+)
+def test_what_is_wrong_in_the_data_folder_is_named(small: Amber, name: str, content: Any, told: str):
+    (Path(small.root) / f"{name}.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{name}.json: {told}"):
+        small.score(ANSWERS)
+
+
+def test_wrong_settings_are_told_before_a_file_is_read():
+    with pytest.raises(ValueError, match="tagger: got 'x'; wanted builtin, nltk, spacy"):
+        Amber(root="none", tagger="x")
+    with pytest.raises(ValueError, match="similarity: got 'x'; wanted none, spacy"):
+        Amber(root="none", similarity="x")

@@ -299,5 +299,9 @@ def test_our_answers_and_llava_s_are_read_and_missing_ones_named(made: CocoCapti
     answers.pop("1001")
     with pytest.raises(ValueError, match="1 not answered: 1001"):
         made.score(answers)
+    file = tmp_path / "twice.json"
+    file.write_text(json.dumps([{"image_id": name, "caption": "x"} for name in (*made.entries, "1001")]))
+    with pytest.raises(ValueError, match="1 answered twice: 1001"):
+        made.read(str(file))
     with pytest.raises(ValueError, match="no such file; wanted captions in COCO's layout"):
         CocoCaptions(root=str(tmp_path / "none"), metrics=OWN).questions()

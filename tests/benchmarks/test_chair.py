@@ -89,6 +89,29 @@ def test_our_own_table_finds_the_same_things_in_the_made_up_images(official: Off
     assert {name: sorted(found) for name, found in truth.items()} == official("chair/expected_gt_objects.json")["lemma"]
 
 
+def test_with_our_own_table_the_first_script_s_captions_differ_in_what_its_table_lacks(official: Official):
+    """Five more mentions, all of things that are there; this golden needs no official table."""
+    _, captions = scored(built_in(), as_pattern)
+    wanted = official("chair/expected_original_lisaanne.json")
+    more = {
+        sentence["caption"]: mentions
+        for caption, sentence in zip(captions, wanted["sentences"], strict=True)
+        if (mentions := [mention.node for mention in caption.mentions]) != sentence["mscoco_generated_words"]
+    }
+    assert more == {
+        "Two men with racquets play on the court. The crowd sits on benches.": ["person", "tennis racket", "bench"],
+        "There is cheesecake on the desk.": ["cake", "dining table"],
+        "A motor bike and a motor cycle.": ["motorcycle", "motorcycle"],
+        "The boy has an iPhone and a mobile phone.": ["person", "cell phone", "cell phone"],
+        "The umpire wears a mask.": ["person"],
+    }
+    found = numbers({str(number): caption.counts for number, caption in enumerate(captions)}, statistic)
+    assert found["CHAIRs"] == pytest.approx(100 * wanted["overall_metrics"]["CHAIRs"], rel=1e-12)
+    mentions = sum(len(sentence["mscoco_generated_words"]) for sentence in wanted["sentences"])
+    assert wanted["overall_metrics"]["CHAIRi"] == pytest.approx(40 / mentions)
+    assert found["CHAIRi"] == pytest.approx(100 * 40 / (mentions + 5))
+
+
 def coco(folder: Path, split: str = "val2014") -> Path:
     """Image 1 has a dog and a car, by a caption a person too; image 2 has nothing."""
     folder.mkdir(exist_ok=True)
@@ -138,13 +161,17 @@ def test_questions_have_their_images(small: Chair):
     [
         [{"image_id": int(name), "caption": text} for name, text in ANSWERS.items()],
         [{"question_id": int(name), "prompt": "Describe", "text": text} for name, text in ANSWERS.items()],
+        [
+            {"question_id": n, "image": f"COCO_val2014_{int(name):012d}.jpg", "text": text}
+            for n, (name, text) in enumerate(ANSWERS.items())
+        ],
         [{"id": name, "question": "Please", "answer": text} for name, text in ANSWERS.items()],
         [
             {"doc": {"question_id": f"COCO_val2014_{int(name):012d}.jpg"}, "filtered_resps": [text]}
             for name, text in ANSWERS.items()
         ],
     ],
-    ids=["maxlinn", "halva", "ours", "lmms"],
+    ids=["maxlinn", "halva", "llava", "ours", "lmms"],
 )
 def test_captions_of_other_systems_are_read_in_any_order(small: Chair, tmp_path: Path, entries: list[dict[str, Any]]):
     random.Random(0).shuffle(entries)
@@ -197,12 +224,75 @@ def test_missing_files_and_wrong_settings_say_what_is_wanted(small: Chair, tmp_p
     with pytest.raises(ValueError, match=r"instances_val2014.json: no such file; wanted COCO's annotations"):
         Chair(root=str(tmp_path)).questions()
     with pytest.raises(ValueError, match="lemmatizer: got 'porter'; wanted one of builtin, pattern, nltk"):
-        Chair(root=small.root, lemmatizer="porter").score(ANSWERS)
+        Chair(root=small.root, lemmatizer="porter")
     (tmp_path / "coco/captions_val2014.json").write_text("[]")
-    with pytest.raises(ValueError, match="there is no images, annotations in it"):
+    with pytest.raises(ValueError, match=r"captions_val2014.json: no images, annotations; wanted"):
         small.questions()
 
 
 def test_an_images_number_is_read_from_its_name():
     names = [42, "42", "000000000042", "COCO_val2014_000000000042.jpg", "val2014/COCO_val2014_000000000042.jpg"]
     assert {image_id(name) for name in names} == {"42"}
+
+
+def test_lmms_eval_s_older_file_of_logs_is_read(small: Chair, tmp_path: Path):
+    names = {name: f"COCO_val2014_{int(name):012d}.jpg" for name in ANSWERS}
+    logs = [{"doc": {"question_id": names[name]}, "filtered_resps": [text]} for name, text in ANSWERS.items()]
+    (tmp_path / "old.json").write_text(json.dumps({"args": {}, "logs": logs[::-1]}))
+    assert small.read(str(tmp_path / "old.json")) == ANSWERS
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "entry", "told"),
+    [
+        ("instances", "annotations", {"image_id": 9, "category_id": 3}, "annotations, entry 3: image_id 9 is none of"),
+        (
+            "instances",
+            "annotations",
+            {"image_id": 1, "category_id": 99},
+            "annotations, entry 3: category_id 99 is",
+        ),
+        (
+            "instances",
+            "annotations",
+            {"image_id": 1},
+            "annotations, entry 3: no category_id; wanted COCO",
+        ),
+        ("instances", "categories", {"id": 5}, "categories, entry 3: no name; wanted COCO's annotations"),
+        ("instances", "images", {"id": 3}, "images, entry 3: no file_name; wanted COCO's annotations"),
+        (
+            "captions",
+            "annotations",
+            {"image_id": 9, "caption": "A dog."},
+            "annotations, entry 2: image_id 9 is none",
+        ),
+        ("captions", "annotations", {"image_id": 1}, "annotations, entry 2: no caption; wanted COCO's annotations"),
+        ("captions", "annotations", "A dog.", "annotations, entry 2: no image_id, caption; wanted COCO's annotations"),
+    ],
+)
+def test_what_is_wrong_in_coco_s_files_is_named(small: Chair, kind: str, key: str, entry: Any, told: str):
+    file = Path(small.root) / f"{kind}_val2014.json"
+    content = json.loads(file.read_text())
+    content[key].append(entry)
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{file.name}: {told}"):
+        small.score(ANSWERS)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [([1], "imgToEval: is a list; wanted an object"), ({"1": {"caption": "x"}}, "imgToEval, 1: no image_id; wanted")],
+)
+def test_what_is_wrong_in_the_original_format_is_named(small: Chair, tmp_path: Path, content: Any, told: str):
+    (tmp_path / "original.json").write_text(json.dumps({"imgToEval": content}))
+    with pytest.raises(ValueError, match=f"original.json: {told}"):
+        small.read(str(tmp_path / "original.json"))
+
+
+def test_rows_name_images_that_have_no_number(tmp_path: Path):
+    folder = coco(tmp_path / "coco")
+    for kind in ("instances", "captions"):
+        file = folder / f"{kind}_val2014.json"
+        file.write_text(file.read_text().replace('"id": 2', '"id": "two"'))
+    scores = Chair(root=str(folder)).score({"1": "A dog.", "two": "Sky."})
+    assert [row["image_id"] for row in scores.rows] == [1, "two"]

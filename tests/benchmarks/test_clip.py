@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hialign.benchmarks.retrieval import cosines, multi_caption, paired, selection, unit
+from hialign.benchmarks.retrieval import Retrieval, cosines, multi_caption, paired, selection, unit
 from hialign.benchmarks.scores import numbers
 from hialign.benchmarks.zero_shot import (
     ZeroShot,
@@ -195,6 +195,10 @@ def test_fewer_than_five_classes_have_no_acc5_and_a_flag(tmp_path: Path):
         zero_shot.score({"a/1.jpg": "a", "b/1.jpg": "c"})
     with pytest.raises(ValueError, match=r"1 not answered: b/1.jpg"):
         zero_shot.score({"a/1.jpg": "a"})
+    file = tmp_path / "twice.json"
+    file.write_text(json.dumps([{"id": name, "answer": "a"} for name in ("a/1.jpg", "b/1.jpg", "a/1.jpg")]))
+    with pytest.raises(ValueError, match=r"1 answered twice: a/1.jpg"):
+        zero_shot.read(str(file))
 
 
 def test_prompts_are_made_of_names_and_templates(folders: ZeroShot, tmp_path: Path):
@@ -208,7 +212,7 @@ def test_prompts_are_made_of_names_and_templates(folders: ZeroShot, tmp_path: Pa
         named.prompts()
     for wrong in ([], ["a dog"], "clip"):
         with pytest.raises(ValueError, match="templates: got"):
-            ZeroShot(root=folders.root, templates=wrong).prompts()
+            ZeroShot(root=folders.root, templates=wrong)
     with pytest.raises(ValueError, match="names: 7 folders have images, wanted ImageNet's 1000"):
         ZeroShot(root=folders.root, names="imagenet").prompts()
 
@@ -224,3 +228,88 @@ def test_a_missing_folder_says_the_layout(tmp_path: Path):
         _ = ZeroShot(root=str(tmp_path / "none")).entries
     with pytest.raises(ValueError, match="no image in a folder of it"):
         _ = ZeroShot(root=str(tmp_path)).entries
+
+
+def archive(file: Path, **arrays: Any) -> str:
+    np.savez(file, **{name: np.array(values) for name, values in arrays.items()})
+    return str(file)
+
+
+def test_the_official_retrieval_from_a_file_of_embeddings(official: Official, tmp_path: Path):
+    fixture = official("clip/retrieval_multi_caption.json")
+    owner = fixture["text_image_index"]
+    parts = {"images": fixture["image_embeddings"], "texts": fixture["text_embeddings"], "image_of_text": owner}
+    scores = (found := Retrieval()).score(found.read(archive(tmp_path / "e.npz", **parts)))
+    assert scores.numbers == {name: pytest.approx(value, abs=1e-6) for name, value in fixture["expected"].items()}
+    assert scores.numbers == numbers(scores.units, scores.statistic)
+    assert len(scores.units) == len(fixture["image_embeddings"])
+    assert sum(unit["image_retrieval_recall@1/of"] for unit in scores.units.values()) == len(owner)
+
+
+def test_the_official_ranks_of_pairs_from_a_file_of_similarities(official: Official, tmp_path: Path):
+    fixture = official("clip/open_clip_paired_retrieval.json")
+    similarities = np.array(fixture["image_features"]) @ np.array(fixture["text_features"]).T
+    pairs = Retrieval(kind="paired")
+    scores = pairs.score(pairs.read(archive(tmp_path / "s.npz", similarities=similarities)))
+    assert scores.numbers == {name: pytest.approx(value, abs=1e-9) for name, value in fixture["expected"].items()}
+    headline = numbers(scores.units, scores.statistic)
+    assert headline == {name: value for name, value in scores.numbers.items() if "median" not in name}
+
+
+def test_the_official_selection_from_a_file_of_embeddings(official: Official, tmp_path: Path):
+    fixture = official("clip/image_caption_selection.json")
+    sets = Retrieval(kind="selection")
+    parts = {"images": fixture["image_embeddings"], "texts": fixture["text_embeddings"]}
+    scores = sets.score(sets.read(archive(tmp_path / "e.npz", **parts)))
+    assert scores.numbers == {name: pytest.approx(value, abs=1e-6) for name, value in fixture["expected"].items()}
+    assert scores.numbers == numbers(scores.units, scores.statistic)
+
+
+def test_an_image_s_unit_holds_its_texts_by_hand():
+    """Text 1 of image 0 finds image 1 first; image 0 finds text 0."""
+    arrays = {"similarities": np.array([[0.9, 0.1, 0.5], [0.2, 0.3, 0.6]]), "image_of_text": np.array([0, 0, 1])}
+    units = Retrieval(ks=[1]).score(arrays).units
+    assert units["0"] == {
+        "image_retrieval_recall@1/hits": 1,
+        "image_retrieval_recall@1/of": 2,
+        "text_retrieval_recall@1/hits": 1,
+        "text_retrieval_recall@1/of": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "arrays", "told"),
+    [
+        ("multi_caption", {"images": [[1.0]]}, "texts: not among images; wanted an .npz of images"),
+        ("multi_caption", {"images": [[1.0]], "texts": [[1.0]]}, "image_of_text: not among images, texts"),
+        (
+            "multi_caption",
+            {"images": [[1.0]], "texts": [[1.0]], "image_of_text": [0.0]},
+            "image_of_text: of type float64; wanted .* whole numbers",
+        ),
+        ("multi_caption", {"images": [[1.0]], "texts": [[1.0, 2.0]]}, r"images: shape \(1, 1\), texts: shape \(1, 2\)"),
+        ("paired", {"similarities": [[1.0, 2.0]]}, "wanted as many texts as images"),
+        ("paired", {"similarities": [["a"]]}, "similarities: of type <U1; wanted an .npz"),
+        ("selection", {"images": [[1.0]], "texts": [[1.0]]}, r"wanted an .npz of images \(sets, images, dim\)"),
+        ("selection", {"similarities": [[1.0]]}, "wanted 3 dimensions"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(tmp_path: Path, kind: Any, arrays: dict[str, Any], told: str):
+    found = Retrieval(kind=kind)
+    with pytest.raises(ValueError, match=told):
+        found.score(found.read(archive(tmp_path / "e.npz", **arrays)))
+
+
+def test_files_that_are_no_archives_and_wrong_settings_are_named(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"none.npz: no such file; wanted an .npz of images \(images, dim\)"):
+        Retrieval().read(str(tmp_path / "none.npz"))
+    (tmp_path / "text.npz").write_text("not an archive")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    objects = archive(tmp_path / "objects.npz", images=[None])
+    for file in (str(tmp_path / "text.npz"), str(tmp_path / "one.npy"), objects):
+        with pytest.raises(ValueError, match="no archive of numbers"):
+            Retrieval().read(file)
+    with pytest.raises(ValueError, match="kind: got 'clip'; wanted one of multi_caption, paired, selection"):
+        Retrieval(kind="clip")
+    with pytest.raises(ValueError, match=r"ks: got \[0\]; wanted numbers from 1 up"):
+        Retrieval(ks=[0])

@@ -256,7 +256,7 @@ def test_official_lmms_eval_and_our_answers_are_read(tmp_path: Path):
     results = [one | {"model_prediction": wanted[name(one)]} for one in FOUR[::-1]]
     file = tmp_path / "answers.json"
     file.write_text(json.dumps(results))
-    assert (bench.read(str(file)), words.read(str(file))) == (wanted, visual)
+    assert (bench.read(str(file)), words.read(str(file))) == (wanted, wanted)
     rows = [
         {"doc_id": at, "doc": one, "filtered_resps": [wanted[name(one)]]}
         for at, one in enumerate(FOUR)
@@ -265,7 +265,15 @@ def test_official_lmms_eval_and_our_answers_are_read(tmp_path: Path):
     file.write_text(json.dumps(rows[::-1]))
     assert words.read(str(file)) == visual
     file.write_text(json.dumps([{"id": one, "answer": text} for one, text in wanted.items()]))
-    assert (bench.read(str(file)), words.read(str(file))) == (wanted, visual)
+    assert (bench.read(str(file)), words.read(str(file))) == (wanted, wanted)
+    file.write_text(json.dumps([{"answer": text} for text in wanted.values()]))
+    assert (bench.read(str(file)), words.read(str(file))) == (wanted, wanted)
+    file.write_text(json.dumps([{"answer": text} for text in visual.values()]))
+    assert words.read(str(file)) == visual
+    scores, alone = words.score(wanted), words.score(visual)
+    assert scores.numbers == alone.numbers
+    assert scores.flags == ["Answers to questions that are not asked here, which are left out: 2."]
+    assert alone.flags == []
 
 
 @pytest.mark.parametrize(
@@ -297,3 +305,35 @@ def test_missing_answers_replies_files_and_rules_are_named(tmp_path: Path):
         make(tmp_path, [item("VD", "1", "0", "2")]).requests({"VD_math_0_1_0": "x"})
     with pytest.raises(ValueError, match=r"no such file; wanted HallusionBench.json \(github.com"):
         HallusionBench(root=str(tmp_path / "none")).questions()
+
+
+def test_two_answers_to_a_question_and_unknown_ones_are_named(tmp_path: Path):
+    file = tmp_path / "answers.json"
+    rows = [{"id": name(one), "answer": "Yes"} for one in (*FOUR, FOUR[4])] + [{"id": "VD_x", "answer": "Yes"}]
+    file.write_text(json.dumps(rows))
+    for rule in ("judge", "lmms_eval"):
+        with pytest.raises(ValueError, match="1 answered twice: VD_math_0_0_0; 1 of no question: VD_x"):
+            make(tmp_path, FOUR, rule=rule).read(str(file))
+
+
+LACKING = "to be taken out"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"gt_answer_details": LACKING}, "question 1: no gt_answer_details; wanted HallusionBench.json"),
+        ({"filename": LACKING}, "question 1: no filename; wanted HallusionBench.json"),
+        ({"filename": 3}, "VS_math_0_0_0: filename is 3, no text"),
+        ({"category": "VX"}, "VX_math_0_0_0: category is 'VX', none of VD, VS"),
+        ({"gt_answer": "yes"}, "VS_math_0_0_0: gt_answer is 'yes', none of 0, 1"),
+        ({"visual_input": "3"}, "VS_math_0_0_0: visual_input is '3', none of 0, 1, 2"),
+    ],
+)
+def test_what_is_wrong_with_a_question_is_named(tmp_path: Path, change: dict[str, Any], told: str):
+    file = tmp_path / "HallusionBench.json"
+    bench = make(tmp_path, FOUR)
+    first = json.loads(file.read_text())[0] | change
+    file.write_text(json.dumps([{field: value for field, value in first.items() if value != LACKING}]))
+    with pytest.raises(ValueError, match=f"HallusionBench.json: {told}"):
+        bench.questions()

@@ -48,8 +48,12 @@ def test_a_failed_reply_enters_llava_s_means_and_not_rlhf_v_s(tmp_path: Path):
     assert llava.flags == ["Replies without two marks, which enter the means as -1: 1 of 4, such as that to 3."]
     rlhf_v = make(tmp_path, reviews(REPLIES), rule="rlhf_v").score(ANSWERS)
     assert rlhf_v.numbers["all/relative"] == pytest.approx(100 * 17 / 22)
-    assert (rlhf_v.numbers["complex/relative"], rlhf_v.numbers["complex/relative_strict"]) == (0, 112.5)
-    assert rlhf_v.flags == ["Replies without two marks, which are left out: 1 of 4, such as that to 3."]
+    assert np.isnan(rlhf_v.numbers["complex/relative"]), "nothing to share is no share of 0"
+    assert rlhf_v.numbers["complex/relative_strict"] == 112.5
+    assert rlhf_v.flags == [
+        "Replies without two marks, which are left out: 1 of 4, such as that to 3.",
+        "No reply gives these numbers, which are missing: complex/relative, complex/model, complex/reference.",
+    ]
     for scores in (llava, rlhf_v):
         assert scores.numbers["all/relative_strict"] == pytest.approx(100 * 26 / 30)
 
@@ -98,11 +102,13 @@ def test_the_statistic_of_totals_is_the_numbers_and_takes_arrays(tmp_path: Path)
     bench = make(tmp_path, reviews(REPLIES))
     scores = bench.score(ANSWERS)
     assert numbers(scores.units, scores.statistic) == scores.numbers
+    assert not np.isnan(list(scores.numbers.values())).any()
     assert bench.score(dict(reversed(ANSWERS.items()))).numbers == scores.numbers
     assert make(tmp_path, reviews(REPLIES), rule="rlhf_v").score(ANSWERS).statistic is not scores.statistic
     assert list(scores.units) == ["0.jpg", "1.jpg"], "an image with its questions"
     sums = {count: np.array([0.0, 2.0]) for unit in scores.units.values() for count in unit}
-    assert all(value.shape == (2,) and np.isfinite(value).all() for value in scores.statistic(sums).values())
+    for value in scores.statistic(sums).values():
+        assert np.isnan(value).tolist() == [True, False]
 
 
 def test_the_real_questions_and_contexts_make_requests(annotations: Path, tmp_path: Path):
@@ -130,7 +136,8 @@ def test_llava_s_and_our_answers_are_read(tmp_path: Path):
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path):
-    with pytest.raises(ValueError, match="replies: none given"):
+    asked = r"replies: none given, .*answers/llava_bench.requests.jsonl: ask a judge, and set benchmark.llava_bench.rep"
+    with pytest.raises(ValueError, match=asked):
         make(tmp_path).score(ANSWERS)
     with pytest.raises(ValueError, match="1 not answered: 3"):
         make(tmp_path, reviews(REPLIES[:3])).score(ANSWERS)
@@ -142,3 +149,28 @@ def test_what_does_not_fit_is_named(tmp_path: Path):
         make(tmp_path, rule="gpt")
     with pytest.raises(ValueError, match=r"no such file; wanted LLaVA-Bench's questions \(LLaVA's playground"):
         LlavaBench(questions_file=str(tmp_path / "none.jsonl")).questions()
+
+
+def test_replies_that_none_can_read_give_no_strict_numbers(tmp_path: Path):
+    scores = make(tmp_path, reviews(["good"] * 4)).score(ANSWERS)
+    assert scores.numbers["all/relative"] == 100, "-1 of -1, as the official script has it"
+    assert all(np.isnan(value) for name, value in scores.numbers.items() if name.endswith("_strict"))
+    assert scores.flags[-1] == "No reply can be read strictly: the strict numbers are missing."
+
+
+def test_a_box_without_its_category_is_named(tmp_path: Path):
+    references = write(tmp_path / "gpt4.jsonl", [{"question_id": n, "text": "x"} for n in range(4)])
+    boxes = {"captions": ["A dog."], "instances": [{"category": "dog", "bbox": [1, 2]}, {"bbox": [1, 2]}]}
+    context = write(tmp_path / "boxes.jsonl", [{"image": f"{n}.jpg", **boxes} for n in range(2)])
+    with pytest.raises(ValueError, match=r"boxes.jsonl: image 0.jpg: instances, 2: no category; wanted what the judge"):
+        make(tmp_path, references=references, context=context).requests(ANSWERS)
+
+
+def test_questions_without_a_field_or_that_come_twice_are_named(tmp_path: Path):
+    bench = make(tmp_path)
+    write(tmp_path / "questions.jsonl", [ASKED[0], {"question_id": 1, "image": "0.jpg", "category": "conv"}])
+    with pytest.raises(ValueError, match=r"questions.jsonl: question 2: no text; wanted LLaVA-Bench's questions"):
+        bench.questions()
+    write(tmp_path / "questions.jsonl", [ASKED[0], ASKED[0]])
+    with pytest.raises(ValueError, match=r"questions.jsonl: question 2: 0 comes twice; get the file again"):
+        LlavaBench(questions_file=bench.questions_file).questions()

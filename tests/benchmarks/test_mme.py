@@ -143,3 +143,22 @@ def test_what_does_not_fit_is_named(tmp_path: Path):
         make(tmp_path / "odd", {"count": SMALL["count"][:1]}).questions()
     with pytest.raises(ValueError, match=r"line 3 is the third to 1.jpg"):
         make(tmp_path / "three", {"count": [SMALL["count"][0]] * 3}).questions()
+
+
+def test_answers_to_other_tasks_are_left_out_and_counted_and_unknown_ones_named(tmp_path: Path):
+    whole = make(tmp_path, SMALL | {"OCR": SMALL["count"]})
+    some = Mme(root=whole.root, tasks=HALLUCINATION)
+    lines = [
+        {"question_id": f"{item.task}/{item.image}", "prompt": item.text, "text": "Yes" if item.truth else "No"}
+        for item in whole.entries.values()
+    ]
+    file = tmp_path / "all.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines[::-1]))
+    scores = some.score(some.read(str(file)))
+    assert scores.numbers["hallucination"] == 800
+    assert scores.flags == ["Answers to questions that are not asked here, which are left out: 4."]
+    assert scores.numbers.keys() == {name for name in whole.score(whole.read(str(file))).numbers if "OCR" not in name}
+    for wrong in ("colour/1.jpg", "count/9.jpg"):
+        file.write_text("".join(json.dumps(line) + "\n" for line in [*lines, lines[0] | {"question_id": wrong}]))
+        with pytest.raises(ValueError, match=f"1 of no question: {wrong}"):
+            some.read(str(file))

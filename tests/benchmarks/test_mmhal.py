@@ -115,7 +115,18 @@ def test_the_statistic_of_totals_is_the_numbers_and_takes_arrays(small: Path):
         scores = make(small, ["Rating: 6", "Rating:2", "Rating: 3", ""], rule=rule).score(dict.fromkeys("abcd", "x"))
         assert numbers(scores.units, scores.statistic) == scores.numbers
         sums = {name: np.array([0.0, 2.0]) for unit in scores.units.values() for name in unit}
-        assert all(value.shape == (2,) and np.isfinite(value).all() for value in scores.statistic(sums).values())
+        found = scores.statistic(sums)
+        assert all(value.shape == (2,) and np.isfinite(value[1]) for value in found.values())
+        strict = {"average_score_strict", "hallucination_rate_strict"}
+        assert {name for name, value in found.items() if np.isnan(value[0])} == strict
+
+
+def test_replies_that_none_can_read_give_no_strict_numbers(small: Path):
+    scores = make(small, ["I cannot tell"] * 4).score(dict.fromkeys("abcd", "x"))
+    assert (scores.numbers["average_score"], scores.numbers["hallucination_rate"]) == (0, 1)
+    assert np.isnan([scores.numbers[f"{name}_strict"] for name in ("average_score", "hallucination_rate")]).all()
+    assert scores.numbers["unclear_strict"] == 1
+    assert scores.flags[-1] == "No reply can be read strictly: the strict numbers are missing."
 
 
 @pytest.mark.parametrize(
@@ -195,9 +206,17 @@ def test_replies_that_do_not_fit_are_named(small: Path, replies: Any, told: str)
 def test_missing_answers_replies_files_and_rules_are_named(small: Path):
     with pytest.raises(ValueError, match="1 not answered: d"):
         make(small, ["Rating: 3"] * 4).score(dict.fromkeys("abc", "x"))
-    with pytest.raises(ValueError, match="replies: none given"):
+    with pytest.raises(ValueError, match=r"none given, .*answers/mmhal.requests.jsonl: .*benchmark.mmhal.replies=FILE"):
         make(small).score(dict.fromkeys("abcd", "x"))
     with pytest.raises(ValueError, match="rule: got 'halva', wanted one of llava_rlhf, chip"):
         make(small, rule="halva")
+    entries = template(["a"], ["other"])
+    for change, told in (
+        ({"image_content": [1]}, r"a: image_content is \[1\], no list of texts; wanted MMHal-Bench's template"),
+        ({"question": None}, "question 1: question is None, no text; wanted MMHal-Bench's template"),
+    ):
+        write(small / "response_template.json", [entries[0] | change])
+        with pytest.raises(ValueError, match=told):
+            make(small).questions()
     with pytest.raises(ValueError, match="no such file; wanted MMHal-Bench's template"):
         Mmhal(root=str(small), file="none.json").questions()

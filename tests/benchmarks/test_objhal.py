@@ -28,7 +28,7 @@ WORDNET = {
 }
 
 
-def write(file: Path, entries: list[dict[str, Any]]) -> str:
+def write(file: Path, entries: list[Any]) -> str:
     file.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
     return str(file)
 
@@ -145,12 +145,15 @@ def chat(text: str) -> dict[str, Any]:
     "reply",
     [
         {"id": "1003", "reply": '["dog", "cat", "sofa"]'},
+        {"id": "1003", "answer": ANSWERS["1003"], "reply": '["dog", "cat", "sofa"]'},
+        '["dog", "cat", "sofa"]',
+        {"id": "chatcmpl-7", **chat('["dog", "cat", "sofa"]')},
         {"image_id": 1003, **chat('```json\n["dog", "cat", "sofa"]\n```')},
         chat('["dog", "cat", "sofa"]'),
     ],
-    ids=["ours", "chip", "rlhf_v"],
+    ids=["ours", "with its answer", "texts", "response with its own id", "chip", "rlhf_v"],
 )
-def test_the_numbers_by_hand(small: ObjHal, tmp_path: Path, reply: dict[str, Any]):
+def test_the_numbers_by_hand(small: ObjHal, tmp_path: Path, reply: Any):
     """One of one answer that names something has something wrong: one of three. Of two there, both are found."""
     write(tmp_path / "r.jsonl", [reply])
     scores = small.score(ANSWERS)
@@ -196,10 +199,17 @@ def test_replies_that_are_missing_or_broken_are_named(small: ObjHal, tmp_path: P
     write(tmp_path / "r.jsonl", [{"id": "1003", "reply": "dog, cat"}])
     with pytest.raises(ValueError, match=r"1 replies cannot be read; 1003: .*ask it again"):
         small.score(ANSWERS)
+    write(tmp_path / "r.jsonl", [{"id": "1003", "answer": "A dog.", "reply": "[]"}])
+    with pytest.raises(ValueError, match=r"1003 is a reply to 'A dog.', and the answer is 'A dog and a cat"):
+        small.score(ANSWERS)
+    write(tmp_path / "r.jsonl", [{"image_id": 1003, "choices": [{"message": {"content": None}}]}])
+    with pytest.raises(ValueError, match=r"r.jsonl: 1003: no judge's reply; wanted"):
+        small.score(ANSWERS)
     write(tmp_path / "r.jsonl", [{"id": "1003", "reply": "[]"}, {"id": "9", "reply": "[]"}])
     with pytest.raises(ValueError, match="1 of no question: 9"):
         small.score(ANSWERS)
-    with pytest.raises(ValueError, match=r"replies: got none; wanted a file .*judge=false"):
+    asked = r"replies: none given, .*judge=false .*answers/objhal.requests.jsonl.*set benchmark.objhal.replies=FILE"
+    with pytest.raises(ValueError, match=asked):
         ObjHal(root=COCO, question_file=small.question_file).score(ANSWERS)
 
 
@@ -212,8 +222,7 @@ def test_unknown_images_and_wrong_settings_are_named(small: ObjHal, tmp_path: Pa
     twice = write(tmp_path / "twice.jsonl", 2 * [{"image_id": 7, "question": "Describe."}])
     with pytest.raises(ValueError, match="question 2 has the image 7, which must be there and come once"):
         ObjHal(root=COCO, question_file=twice).questions()
-    for setting in ("tagger", "lemmatizer"):
-        wrong = ObjHal(root=COCO, question_file=small.question_file, judge=setting == "tagger", **{setting: "x"})
-        wrong = ObjHal(**{**vars(wrong), "replies": write(tmp_path / "r.jsonl", [{"id": "1003", "reply": '["a"]'}])})
-        with pytest.raises(ValueError, match=f"{setting}: got 'x'; wanted builtin or"):
-            wrong.score(ANSWERS)
+    known = {"tagger": "builtin or spacy", "lemmatizer": "builtin or nltk", "rule": "rlhf_v or chip"}
+    for setting, names in known.items():
+        with pytest.raises(ValueError, match=f"{setting}: got 'x'; wanted {names}"):
+            ObjHal(root="none", question_file="none", **{setting: "x"})

@@ -61,3 +61,31 @@ def test_objects_of_coco_and_of_a_detector(tmp_path: Path):
     (tmp_path / "found.jsonl").write_text('{"image": "a.jpg"}\n')
     with pytest.raises(ValueError, match=r"entry 1 has no image and objects; wanted object lists"):
         listed_objects(tmp_path / "found.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("key", "entry", "told"),
+    [
+        ("images", {"id": 9}, "images, entry 2: no file_name; wanted COCO's instances_val2014.json"),
+        ("categories", {"id": 9}, "categories, entry 2: no name; wanted COCO's instances_val2014.json"),
+        ("annotations", {"image_id": 9, "category_id": 1}, "annotations, entry 1: image_id 9 is none of the file's"),
+        ("annotations", {"image_id": 7, "category_id": 9}, "annotations, entry 1: category_id 9 is none of the file's"),
+        ("annotations", {"image_id": 7}, "annotations, entry 1: no category_id"),
+    ],
+)
+def test_what_is_wrong_in_coco_s_file_is_named(tmp_path: Path, key: str, entry: dict[str, Any], told: str):
+    content: dict[str, list[dict[str, Any]]] = {
+        "images": [{"id": 7, "file_name": "a.jpg"}],
+        "categories": [{"id": 1, "name": "dog"}],
+        "annotations": [],
+    }
+    content[key].append(entry)
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"instances.json: {told}"):
+        coco_objects(tmp_path / "instances.json")
+
+
+def test_objects_that_are_no_names_are_refused(tmp_path: Path):
+    (tmp_path / "found.jsonl").write_text('{"image": "a.jpg", "objects": ["cat", ["dog"]]}\n')
+    with pytest.raises(ValueError, match=r"found.jsonl: entry 1 has \['dog'\] among its objects; wanted object lists"):
+        listed_objects(tmp_path / "found.jsonl")

@@ -107,7 +107,9 @@ def test_the_statistic_of_totals_is_the_numbers_and_takes_arrays(tmp_path: Path)
     assert numbers(scores.units, scores.statistic) == scores.numbers
     assert bench.score({"10": "D", "9": "(C)", "8": "B", "7": "A"}).numbers == scores.numbers
     sums = {count: np.array([0.0, 2.0]) for unit in scores.units.values() for count in unit}
-    assert all(value.shape == (2,) and np.isfinite(value).all() for value in scores.statistic(sums).values())
+    found = scores.statistic(sums)
+    assert all(value.shape == (2,) and np.isfinite(value[1]) for value in found.values())
+    assert {name for name, value in found.items() if np.isnan(value[0])} == {"img_accuracy", "img_accuracy_strict"}
 
 
 def test_questions_are_asked_as_llava_asks_them(tmp_path: Path):
@@ -153,3 +155,38 @@ def test_what_does_not_fit_is_named(tmp_path: Path):
         make(tmp_path, FOUR, missing="skip")
     with pytest.raises(ValueError, match=r"pid_splits.json: no such file; wanted pid_splits.json of ScienceQA's data"):
         ScienceQA(root=str(tmp_path / "none")).questions()
+
+
+def test_without_a_question_with_an_image_there_is_no_accuracy_of_images(tmp_path: Path):
+    scores = make(tmp_path, {"8": FOUR["8"]}).score({"8": "B"})
+    assert scores.numbers["accuracy"] == 100
+    assert np.isnan([scores.numbers[f"img_accuracy{rule}"] for rule in ("", "_strict")]).all()
+    assert scores.flags == ["No question with an image has an answer: img_accuracy is missing."]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"grade": "kinder"}, "problem 7: grade is 'kinder'; wanted choices"),
+        ({"answer": 3}, "problem 7: answer is 3; wanted choices"),
+        ({"answer": "A"}, "problem 7: answer is 'A'; wanted choices"),
+        ({"image": 3}, "problem 7: image is 3; wanted choices"),
+        ({"subject": ["x"]}, r"problem 7: subject is \['x'\]; wanted choices"),
+        ({"choices": "AB"}, "problem 7: choices is 'AB'; wanted choices"),
+    ],
+)
+def test_what_is_wrong_with_a_problem_is_named(tmp_path: Path, change: dict[str, Any], told: str):
+    with pytest.raises(ValueError, match=f"problems.json: {told}"):
+        make(tmp_path, {"7": problem(0) | change}).score({"7": "A"})
+
+
+def test_problems_without_a_field_and_files_of_another_kind_are_named(tmp_path: Path):
+    lacking = {field: value for field, value in problem(0).items() if field not in ("grade", "hint")}
+    with pytest.raises(ValueError, match=r"problems.json: problem 7: no hint, grade; wanted a problem of ScienceQA's"):
+        make(tmp_path, {"7": lacking}).questions()
+    (tmp_path / "pid_splits.json").write_text('{"test": 7}')
+    with pytest.raises(ValueError, match=r"pid_splits.json: test is no list; wanted one of ids of ScienceQA's data"):
+        ScienceQA(root=str(tmp_path)).questions()
+    (tmp_path / "problems.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"problems.json: is a list; wanted the object of ScienceQA's data"):
+        ScienceQA(root=str(tmp_path)).questions()

@@ -12,6 +12,7 @@ import pytest
 
 from hialign.benchmarks.scores import numbers
 from hialign.benchmarks.textvqa import TextVqa
+from hialign.benchmarks.textvqa import kind as kind_of
 from hialign.benchmarks.vqa import VqaV2, statistic
 from hialign.benchmarks.vqa_answers import (
     agreement,
@@ -202,6 +203,30 @@ def test_missing_and_unknown_answers_and_files_are_named(small: VqaV2, tmp_path:
         VqaV2(root=small.root).score({"1": "", "2": "", "3": ""})
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"answers": ["red"] * 10}, "question 1: 'red' is no person's answer; wanted a file of annotations of VQAv2"),
+        ({"answers": [{"answer_id": 1}]}, "question 1: {'answer_id': 1} is no person's answer; wanted"),
+        ({"answers": [{"answer": "red", "answer_id": []}]}, r"question 1: {.*} is no person's answer; wanted"),
+        ({"answers": [None]}, "question 1: None is no person's answer; wanted"),
+        ({"answers": []}, r"question 1: answers are \[\], none of a person"),
+        ({"answer_type": "colour"}, "question 1 has answer_type 'colour'; wanted one of yes/no, number, other"),
+    ],
+)
+def test_what_is_wrong_with_an_annotation_is_named(tmp_path: Path, change: dict[str, Any], told: str):
+    vqa = write(tmp_path / "vqa", [annotation(1, 7, "other", "red") | change])
+    with pytest.raises(ValueError, match=f"v2_mscoco_val2014_annotations.json: {told}"):
+        vqa.score({"1": "red"})
+
+
+def test_an_image_without_a_number_is_named(small: VqaV2):
+    file = Path(small.root) / "v2_OpenEnded_mscoco_val2014_questions.json"
+    file.write_text(file.read_text().replace('"image_id": 8', '"image_id": "eight"'))
+    with pytest.raises(ValueError, match="question 3: image_id is 'eight', no number of an image of COCO"):
+        small.questions()
+
+
 @pytest.fixture
 def text_vqa(tmp_path: Path) -> TextVqa:
     data = [
@@ -217,10 +242,46 @@ def text_vqa(tmp_path: Path) -> TextVqa:
 
 
 def test_text_vqa_by_hand(text_vqa: TextVqa):
-    """Processed even where all agree: 1; three of ten: 0.9; one of ten: 0.3."""
-    scores = text_vqa.score({"34602": "Nokia.", "34603": "1999", "34604": "No 3"})
-    assert scores.numbers == {"accuracy": pytest.approx(100 * (1 + 0.9 + 0.3) / 3)}
-    assert scores.units["0054c91397f2fe05"] == {"accuracy": pytest.approx(1.9), "number": 2}
+    """Processed even where all agree: 1; three of ten: 0.9; one of ten: 0.3; strictly "in 1999" is their 1999."""
+    scores = text_vqa.score({"34602": "Nokia.", "34603": "In 1999.", "34604": "No 3"})
+    assert scores.numbers == {
+        "accuracy": pytest.approx(100 * (1 + 0 + 0.3) / 3),
+        "accuracy_strict": pytest.approx(100 * (1 + 0.9 + 0.3) / 3),
+    }
+    assert scores.units["0054c91397f2fe05"] == {
+        "accuracy": pytest.approx(1),
+        "accuracy_strict": pytest.approx(1.9),
+        "number": 2,
+    }
+    assert numbers(scores.units, scores.statistic) == scores.numbers
+    assert text_vqa.score({"34602": "Nokia.", "34603": "1999", "34604": "No 3"}).numbers["accuracy"] == pytest.approx(
+        100 * (1 + 0.9 + 0.3) / 3
+    )
+
+
+@pytest.mark.parametrize(
+    ("people", "wanted"),
+    [
+        (["7"] * 6 + ["seven"] * 4, "number"),
+        (["7"] * 5 + ["bus 7"] * 5, "other"),
+        (["yes"] * 4 + ["no"] * 3 + ["nokia"] * 3, "yes/no"),
+        (["nokia"] * 10, "other"),
+    ],
+)
+def test_text_vqa_s_strict_rule_goes_by_what_most_people_answer(people: list[str], wanted: str):
+    assert kind_of(people) == wanted
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"), [([], r"\[\], no texts"), ("nokia", "'nokia', no texts"), ([{"answer": "x"}], "no texts")]
+)
+def test_text_vqa_s_answers_that_are_no_texts_are_named(text_vqa: TextVqa, answers: Any, told: str):
+    file = Path(text_vqa.root) / "TextVQA_0.5.1_val.json"
+    content = json.loads(file.read_text())
+    content["data"][1]["answers"] = answers
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"TextVQA_0.5.1_val.json: question 34603: answers are .*{told}"):
+        text_vqa.questions()
 
 
 def test_text_vqa_joins_llava_s_answers_by_image_and_prompt(text_vqa: TextVqa, tmp_path: Path):
@@ -248,8 +309,12 @@ def test_text_vqa_asks_llava_s_prompts_where_they_are_given(text_vqa: TextVqa, t
     ]
     file = tmp_path / "llava.jsonl"
     file.write_text("\n".join(map(json.dumps, asked)))
-    texts = [question.text for question in TextVqa(root=text_vqa.root, prompts=str(file)).questions()]
+    with_prompts = TextVqa(root=text_vqa.root, prompts=str(file))
+    texts = [question.text for question in with_prompts.questions()]
     assert texts == [f"{e['question']}\nReference OCR token: {name}" for name, e in text_vqa.entries.items()]
+    file.write_text(json.dumps({"question_id": "x"}))
+    with pytest.raises(ValueError, match=r"llava.jsonl: question 1: no text; wanted llava_textvqa_val_v051_ocr.jsonl"):
+        with_prompts.questions()
     assert text_vqa.questions()[0].text == "what is the brand?\nAnswer the question using a single word or phrase."
     assert text_vqa.questions()[0].image == "0054c91397f2fe05.jpg"
 

@@ -11,13 +11,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hialign.benchmarks.answers import Entry, check_ids, identity, join, read_entries, read_json, read_text
+from hialign.benchmarks.answers import Entry, check_ids, read_entries, read_json, read_text
+from hialign.benchmarks.questions import join_known, only_asked, read_questions, require
 from hialign.benchmarks.reply import yes_or_no
 from hialign.benchmarks.scores import Answers, Columns, Question, Scores, share, total
 from hialign.benchmarks.taggers import nltk_tagged, spacy_similarity, spacy_tagged
 from hialign.benchmarks.vocabulary import pieces, singulars
 
 DATA = "AMBER's data folder (github.com/junyangwang0410/AMBER): annotations.json, relation.json, safe_words.txt, query/"
+TAGGERS, SIMILARITIES = ("builtin", "nltk", "spacy"), ("none", "spacy")
 KINDS = ("g", "de", "da", "dr")  # descriptions; questions after existence, attributes, relations
 TASKS = {
     "discriminative-hallucination": "de",
@@ -227,7 +229,11 @@ def discriminative(sums: Columns, part: str, rule: str = "") -> dict[str, np.nda
 
 
 def statistic(sums: Columns) -> dict[str, np.ndarray]:
-    """All numbers of ``Amber`` before they are rounded, of the kinds of questions that have counts."""
+    """All numbers of ``Amber``, of the kinds of questions that have counts.
+
+    They are not rounded, so that two systems' differences and intervals are not either; ``Amber.score`` rounds its
+    numbers as the official script does.
+    """
     held = {name.split("/")[0] for name in sums}
     found = generative(sums) if "g" in held else {}
     all_kinds = {task[:2] for task in held} >= {"de", "da", "dr"}
@@ -296,18 +302,23 @@ class Amber:
         if unknown or not self.kinds:
             raise ValueError(f"kinds: got {list(self.kinds)}; wanted some of {', '.join(KINDS)}")
         converted("", self.conversion)
+        for name, value, known in (("tagger", self.tagger, TAGGERS), ("similarity", self.similarity, SIMILARITIES)):
+            if isinstance(value, str) and value not in known:
+                raise ValueError(f"{name}: got {value!r}; wanted {', '.join(known)}")
+
+    @cached_property
+    def whole(self) -> dict[str, Entry]:
+        """Question id -> its annotation, of all kinds of questions."""
+        file = Path(self.root) / "annotations.json"
+        found = read_questions(file, DATA, ("id", "type", "truth"), _id)
+        for name, entry in found.items():
+            _check_annotation(entry, f"{file}: annotation {name}")
+        return found
 
     @cached_property
     def annotations(self) -> dict[str, Entry]:
         """Question id -> its annotation, of those asked."""
-        found: dict[str, Entry] = {}
-        for entry in read_entries(Path(self.root) / "annotations.json", DATA):
-            kind = str(entry.get("type"))
-            if kind != "generative" and kind not in TASKS:
-                raise ValueError(f"{self.root}: annotation {entry.get('id')} is of type {kind!r}; wanted {DATA}")
-            if kind_of(kind) in self.kinds:
-                found[str(entry["id"])] = entry
-        return found
+        return {name: entry for name, entry in self.whole.items() if kind_of(entry["type"]) in self.kinds}
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
@@ -315,9 +326,9 @@ class Amber:
         files = {"generative": "g" in self.kinds, "discriminative": any(kind != "g" for kind in self.kinds)}
         found: dict[str, Entry] = {}
         for name in (name for name, wanted in files.items() if wanted):
-            for entry in read_entries(self._file(f"query_{name}.json"), DATA):
-                if str(entry["id"]) in self.annotations:
-                    found[str(entry["id"])] = entry
+            file, texts = self._file(f"query_{name}.json"), ("image", "query")
+            asked = read_questions(file, DATA, ("id", *texts), _id, texts=texts)
+            found |= {name: entry for name, entry in asked.items() if name in self.annotations}
         check_ids(found, self.annotations, f"{self.root}: questions")
         return found
 
@@ -328,7 +339,10 @@ class Amber:
     @cached_property
     def relation(self) -> Mapping[str, Sequence[str]]:
         """Word -> words that may stand for it."""
-        found: Mapping[str, Sequence[str]] = read_json(Path(self.root) / "relation.json", DATA)
+        file = Path(self.root) / "relation.json"
+        found = read_json(file, DATA)
+        if not isinstance(found, dict) or not all(_is_texts(words) for words in found.values()):
+            raise ValueError(f"{file}: wanted an object of {{word: [words that may stand for it]}}, of {DATA}")
         return found
 
     @cached_property
@@ -345,8 +359,6 @@ class Amber:
             return tagged_nouns(nltk_tagged("set tagger=builtin"))
         if self.tagger == "spacy":
             return tagged_nouns(spacy_tagged(self.spacy_model, "set tagger=builtin"))
-        if self.tagger != "builtin":
-            raise ValueError(f"tagger: got {self.tagger!r}; wanted builtin, nltk or spacy")
         return closed_nouns(sorted(self.known))
 
     @cached_property
@@ -354,11 +366,7 @@ class Amber:
         """How alike two words are; None for not at all."""
         if not isinstance(self.similarity, str):
             return self.similarity
-        if self.similarity == "spacy":
-            return spacy_similarity(self.spacy_model, "set similarity=none")
-        if self.similarity != "none":
-            raise ValueError(f"similarity: got {self.similarity!r}; wanted none or spacy")
-        return None
+        return spacy_similarity(self.spacy_model, "set similarity=none") if self.similarity == "spacy" else None
 
     def questions(self) -> list[Question]:
         """The questions of all kinds, in the files' order."""
@@ -372,14 +380,17 @@ class Amber:
         return str(self.entries[name]["query"]) + ("" if described else self.suffix)
 
     def read(self, answers: str) -> dict[str, str]:
-        """Answers with an id and a response: the official ones, HALVA's, CHiP's, lmms-eval's or ours."""
+        """Answers with an id and a response: the official ones, HALVA's, CHiP's, lmms-eval's or ours.
+
+        Those to questions of other kinds than ``kinds`` are handed on to ``score``, which counts them.
+        """
         entries = read_entries(answers, "answers: a json list or a jsonl of objects with id and response")
         texts = {name: self._text(name) for name in self.entries}
-        return join(entries, texts, file=answers, key=lambda entry: identity(entry, ["id", "question_id"]))
+        return join_known(entries, texts, self.whole.__contains__, file=answers)
 
     def score(self, answers: Answers) -> Scores:
         """The numbers of ``statistic`` rounded as the official script does, an image being a unit."""
-        check_ids(answers, self.entries, "amber")
+        answers, flags = only_asked(answers, self.entries, self.whole.__contains__, "amber")
         safe = read_text(Path(self.root) / "safe_words.txt", DATA).split() if "g" in self.kinds else []
         units: dict[str, dict[str, float]] = {}
         correct, rows = {}, []
@@ -395,7 +406,8 @@ class Amber:
                 unit[column] = unit.get(column, 0) + count
             rows.append({"id": name, "answer": answers[name], **row})
         found = rounded(statistic(total(units)))
-        return Scores(numbers=found, units=units, statistic=statistic, correct=correct, rows=rows, flags=self._flags())
+        flags += self._flags()
+        return Scores(numbers=found, units=units, statistic=statistic, correct=correct, rows=rows, flags=flags)
 
     def _described(self, answer: str, annotation: Entry, safe: Sequence[str]) -> Counted:
         nouns = [noun for noun in self.nouns(answer) if noun in self.known]
@@ -419,6 +431,28 @@ class Amber:
         if self.conversion != "official":
             flags.append(f"answers are converted to Yes and No as {self.conversion} does; the official script does not")
         return flags
+
+
+def _id(entry: Entry) -> str:
+    return str(entry["id"])
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def _check_annotation(entry: Entry, place: str) -> None:
+    """Nothing, or a ValueError where the annotation is of no known type or has not the truth of its type."""
+    if entry["type"] not in (*TASKS, "generative"):
+        raise ValueError(f"{place} is of type {entry['type']!r}; wanted {DATA}")
+    if entry["type"] != "generative":
+        if entry["truth"] not in ("yes", "no"):
+            raise ValueError(f"{place}: truth is {entry['truth']!r}, not yes or no; wanted {DATA}")
+        return
+    require(entry, ["hallu"], place, DATA)
+    for field in ("truth", "hallu"):
+        if not _is_texts(entry[field]):
+            raise ValueError(f"{place}: {field} is {entry[field]!r}, no list of words; wanted {DATA}")
 
 
 def kind_of(type_: str) -> str:

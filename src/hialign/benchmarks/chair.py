@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,14 +13,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hialign.benchmarks.answers import Entry, check_ids, first, join, read_entries, read_json
+from hialign.benchmarks.answers import Entry, check_ids, first, identity, join, read_entries, read_json
+from hialign.benchmarks.questions import INSTANCES, held, read_lists, require
 from hialign.benchmarks.scores import Answers, Columns, Question, Scores, numbers, share
 from hialign.benchmarks.taggers import nltk_words
 from hialign.benchmarks.vocabulary import Mention, Vocabulary, Words, as_pattern, built_in, chair_file, closed
 
 COCO_FILES = "COCO's annotations (cocodataset.org, annotations_trainval2014.zip): instances_*.json and captions_*.json"
 IDS = "images: a json list or a jsonl of ids or of objects with image_id, question_id, id or image"
-NAMES = ("image_id", "question_id", "id", "image")
+LISTS = {
+    "instances": INSTANCES,
+    "captions": {"images": ("id", "file_name"), "annotations": ("image_id", "caption")},
+}
+LEMMATIZERS = ("builtin", "pattern", "nltk")
+_FILE = re.compile(r"\d+\.\w{3,4}$")  # what the name of an image of COCO ends with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,29 +49,20 @@ def read_coco(root: str, splits: Sequence[str]) -> dict[str, Image]:
     """The images of ``splits`` (``val2014``, ...) by their ids, from COCO's files in ``root``."""
     images: dict[str, Image] = {}
     for split in splits:
-        instances, captions = (
-            _coco_file(Path(root) / f"{kind}_{split}.json", ("images", "annotations", *more))
-            for kind, more in (("instances", ["categories"]), ("captions", []))
-        )
-        images |= {str(one["id"]): Image(file=one["file_name"]) for one in instances["images"]}
-        names = {one["id"]: one["name"] for one in instances["categories"]}
-        for one in instances["annotations"]:
-            images[str(one["image_id"])].categories.add(names[one["category_id"]])
-        images |= {
-            str(one["id"]): Image(file=one["file_name"]) for one in captions["images"] if str(one["id"]) not in images
-        }
-        for one in captions["annotations"]:
-            images[str(one["image_id"])].captions.append(one["caption"])
+        files = {kind: Path(root) / f"{kind}_{split}.json" for kind in LISTS}
+        instances, captions = (read_lists(files[kind], LISTS[kind], COCO_FILES) for kind in LISTS)
+        for content in (instances, captions):
+            for one in content["images"]:
+                images.setdefault(str(one["id"]), Image(file=str(one["file_name"])))
+        names = {str(one["id"]): str(one["name"]) for one in instances["categories"]}
+        for number, one in enumerate(instances["annotations"], start=1):
+            place = f"{files['instances']}: annotations, entry {number}"
+            image = held(images, one, "image_id", place)
+            image.categories.add(held(names, one, "category_id", place))
+        for number, one in enumerate(captions["annotations"], start=1):
+            place = f"{files['captions']}: annotations, entry {number}"
+            held(images, one, "image_id", place).captions.append(str(one["caption"]))
     return images
-
-
-def _coco_file(file: Path, wanted: Iterable[str]) -> Mapping[str, Any]:
-    content = read_json(file, COCO_FILES)
-    missing = [name for name in wanted if not isinstance(content, dict) or name not in content]
-    if missing:
-        raise ValueError(f"{file}: there is no {', '.join(missing)} in it; wanted one of {COCO_FILES}")
-    found: Mapping[str, Any] = content
-    return found
 
 
 def there(image: Image, vocabulary: Vocabulary, words: Words) -> set[str]:
@@ -175,6 +173,10 @@ class Chair:
     lemmatizer: str | Words = "builtin"
     max_new_tokens: int = 1024
 
+    def __post_init__(self) -> None:
+        if isinstance(self.lemmatizer, str) and self.lemmatizer not in LEMMATIZERS:
+            raise ValueError(f"lemmatizer: got {self.lemmatizer!r}; wanted one of {', '.join(LEMMATIZERS)}")
+
     @cached_property
     def entries(self) -> dict[str, Image]:
         """Image id -> the image, of those asked after."""
@@ -204,10 +206,13 @@ class Chair:
         ]
 
     def read(self, answers: str) -> dict[str, str]:
-        """Captions in the original format (``imgToEval``), Maxlinn's, HALVA's, lmms-eval's or ours."""
+        """Captions in the original format (``imgToEval``), Maxlinn's, LLaVA's, HALVA's, lmms-eval's or ours.
+
+        They are joined by their image: by its id, else by its file (LLaVA's ``question_id`` then counts the lines).
+        """
         entries = read_entries(answers, "captions: a json list or a jsonl of objects with image_id and caption")
         if len(entries) == 1 and "imgToEval" in entries[0]:
-            entries = list(entries[0]["imgToEval"].values())
+            entries = _evaluated(entries[0]["imgToEval"], answers)
         texts = dict.fromkeys(self.entries, self.prompt)
         return join(entries, texts, file=f"{answers} ({self._asked})", key=image_key)
 
@@ -224,7 +229,7 @@ class Chair:
         }
         units = {name: caption.counts for name, caption in captions.items()}
         rows = [
-            {"id": name, "image_id": int(name), "caption": answers[name], **caption.row}
+            {"id": name, "image_id": coco_number(name), "caption": answers[name], **caption.row}
             for name, caption in captions.items()
         ]
         flags = []
@@ -240,23 +245,40 @@ class Chair:
 
 
 def reader(lemmatizer: str | Words, vocabulary: Vocabulary) -> Words:
-    """The reader of texts that a setting names; a ValueError for another name."""
+    """The reader of texts that a setting of ``LEMMATIZERS`` names."""
     readers: dict[str, Callable[[], Words]] = {
         "builtin": lambda: closed(vocabulary),
         "pattern": lambda: as_pattern,
         "nltk": lambda: nltk_words("set lemmatizer=builtin"),
     }
-    if not isinstance(lemmatizer, str):
-        return lemmatizer
-    if lemmatizer not in readers:
-        raise ValueError(f"lemmatizer: got {lemmatizer!r}; wanted one of {', '.join(readers)}")
-    return readers[lemmatizer]()
+    return readers[lemmatizer]() if isinstance(lemmatizer, str) else lemmatizer
 
 
 def image_key(entry: Entry) -> str | None:
-    """The image that an entry is about; None when it does not say."""
-    found = first(entry, NAMES)
+    """The image that an entry is about; None when it does not say.
+
+    Its ``image_id``, else the ``image`` where that is a file of COCO's, else the ``question_id`` or ``id``.
+    """
+    image = first(entry, ["image"])
+    named = image if isinstance(image, str) and _FILE.search(image) else None
+    ways = (first(entry, ["image_id"]), named, identity(entry, ["question_id", "id"]), image)
+    found = next((way for way in ways if way is not None), None)
     return None if found is None else image_id(found)
+
+
+def coco_number(name: str) -> int | str:
+    """An image's id as COCO's files have it, where it is one of theirs."""
+    return int(name) if name.isdecimal() else name
+
+
+def _evaluated(content: Any, file: str) -> list[Entry]:
+    """The captions of the original format."""
+    place, wanted = f"{file}: imgToEval", "an object of {image id: {image_id, caption}}"
+    if not isinstance(content, dict):
+        raise ValueError(f"{place}: is a {type(content).__name__}; wanted {wanted}")
+    for name, entry in content.items():
+        require(entry, ["image_id", "caption"], f"{place}, {name}", wanted)
+    return list(content.values())
 
 
 def asked(file: str, images: Mapping[str, Image], splits: Sequence[str]) -> dict[str, Image]:

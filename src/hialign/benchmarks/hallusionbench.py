@@ -16,12 +16,13 @@ from hialign.benchmarks.answers import (
     Entry,
     check_ids,
     first,
-    join,
+    identity,
     join_replies,
     read_entries,
     read_replies,
     replied,
 )
+from hialign.benchmarks.questions import join_known, no_replies, only_asked, read_questions
 from hialign.benchmarks.reply import yes_or_no
 from hialign.benchmarks.scores import Answers, Columns, Question, Scores, column, numbers, share
 
@@ -29,6 +30,8 @@ Rule = Literal["judge", "lmms_eval"]
 RULES = ("judge", "lmms_eval")
 CATEGORIES = ("VD", "VS")  # visual dependent: there is always a figure; visual supplement: first there is none
 PARTS = ("category", "subcategory", "set_id", "figure_id", "question_id")
+FIELDS = (*PARTS, "visual_input", "question", "gt_answer_details", "gt_answer", "filename")
+VALUES = {"category": CATEGORIES, "visual_input": ("0", "1", "2"), "gt_answer": ("0", "1")}
 WRONG, RIGHT, UNCLEAR = 0, 1, 2  # as the official files store a judge's verdict
 CHECK, SAME = "gpt4v_output_gpt_check", "same"  # under these names
 LAYOUT = (
@@ -252,14 +255,14 @@ class HallusionBench:
     def whole(self) -> dict[str, Entry]:
         """Id, the values of ``PARTS`` joined by _, -> the question as its file has it."""
         file = Path(self.root) / "HallusionBench.json"
-        found: dict[str, Entry] = {}
-        for number, entry in enumerate(read_entries(file, LAYOUT), start=1):
-            missing = [name for name in (*PARTS, "visual_input", "question", "gt_answer") if name not in entry]
-            if missing:
-                raise ValueError(f"{file}: question {number} has no {', '.join(missing)}; wanted {LAYOUT}")
-            if (name := _part(entry, *PARTS)) in found:
-                raise ValueError(f"{file}: {name} comes twice; get the file again")
-            found[name] = entry
+        found = read_questions(file, LAYOUT, FIELDS, lambda entry: _part(entry, *PARTS))
+        for name, entry in found.items():
+            for field, known in VALUES.items():
+                if str(entry[field]) not in known:
+                    told = f"{field} is {entry[field]!r}, none of {', '.join(known)}"
+                    raise ValueError(f"{file}: {name}: {told}; wanted {LAYOUT}")
+            if not isinstance(entry["filename"], str | None):
+                raise ValueError(f"{file}: {name}: filename is {entry['filename']!r}, no text; wanted {LAYOUT}")
         return found
 
     @cached_property
@@ -284,19 +287,24 @@ class HallusionBench:
             Question(
                 id=name,
                 image=os.path.join(self.images, os.path.normpath(entry["filename"])) if entry["filename"] else None,
-                text=entry["question"] + self.suffix,
+                text=str(entry["question"]) + self.suffix,
             )
             for name, entry in self.entries.items()
         ]
 
     def read(self, answers: str) -> dict[str, str]:
-        """Answers as the official results file (``model_prediction``), lmms-eval's rows, or ours."""
-        texts = {name: str(entry["question"]) for name, entry in self.entries.items()}
+        """Answers as the official results file (``model_prediction``), lmms-eval's rows, or ours.
+
+        Others' files, and ours by the rule ``judge``, also answer the questions without a figure, which ``lmms_eval``
+        does not ask: these are handed on to ``score``, which counts them. Rows without ids are of all questions in
+        their order, or of those that are asked.
+        """
         wanted = "answers: the questions with model_prediction, lmms-eval's rows, or rows with id and answer"
         entries = read_entries(answers, wanted)
-        if self.rule == "lmms_eval":  # others' files, and ours by the other rule, answer those without an image, too
-            entries = [entry for entry in entries if (name := _key(entry)) in self.entries or name not in self.whole]
-        return join(entries, texts, file=answers, key=_key)
+        by_order = len(entries) == len(self.whole) and all(_key(entry) is None for entry in entries)
+        asked = self.whole if by_order else self.entries
+        texts = {name: str(entry["question"]) for name, entry in asked.items()}
+        return join_known(entries, texts, self.whole.__contains__, file=answers, key=_key)
 
     @property
     def needs_replies(self) -> bool:
@@ -319,10 +327,10 @@ class HallusionBench:
 
     def score(self, answers: Answers) -> Scores:
         """The accuracies by ``rule`` and the strict one; a set, whose questions share figures, is a unit."""
-        check_ids(answers, self.entries, "hallusionbench")
-        return self._by_words(answers) if self.rule == "lmms_eval" else self._by_judge(answers)
+        answers, flags = only_asked(answers, self.entries, self.whole.__contains__, "hallusionbench")
+        return self._by_words(answers, flags) if self.rule == "lmms_eval" else self._by_judge(answers)
 
-    def _by_words(self, answers: Answers) -> Scores:
+    def _by_words(self, answers: Answers, flags: Sequence[str]) -> Scores:
         said = {name: "yes" in answers[name].lower() for name in self.entries}
         strict = {name: yes_or_no(answers[name]) for name in self.entries}
         truth = {name: str(entry["gt_answer"]) == "1" for name, entry in self.entries.items()}
@@ -334,7 +342,7 @@ class HallusionBench:
         ]
         found = numbers(units, statistic_lmms_eval)
         found["lmms_eval/unclear_strict"] = sum(one is None for one in strict.values()) / len(strict)
-        return Scores(numbers=found, units=units, statistic=statistic_lmms_eval, correct=right, rows=rows)
+        return Scores(numbers=found, units=units, statistic=statistic_lmms_eval, correct=right, rows=rows, flags=flags)
 
     def _by_judge(self, answers: Answers) -> Scores:
         checks, pairs = self._replies({name: answers[name] for name in self.entries})
@@ -374,9 +382,7 @@ class HallusionBench:
     def _replies(self, answers: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
         """The judge's replies to the answers, and those to pairs of them, which may lack altogether."""
         if self.replies is None:
-            raise ValueError(
-                f"replies: none given, wanted {REPLIES}; requests(answers) are the prompts; rule=lmms_eval needs none"
-            )
+            raise no_replies("hallusionbench", f"{REPLIES} (rule=lmms_eval needs none)")
         files = [self.replies] if isinstance(self.replies, str) else list(self.replies)
         entries = [entry for file in files for entry in read_replies(file, REPLIES)]
         told = ", ".join(map(str, files))
@@ -413,8 +419,8 @@ def _original(entry: Entry) -> str:
 
 
 def _key(entry: Entry) -> str | None:
-    if (own := first(entry, ["id"])) is not None:
-        return str(own)
+    if (own := identity(entry, ["id"])) is not None:
+        return own
     return None if any(first(entry, [name]) is None for name in PARTS) else _part(entry, *PARTS)
 
 

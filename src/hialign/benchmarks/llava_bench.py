@@ -11,18 +11,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from hialign.benchmarks.answers import (
-    Entry,
-    check_ids,
-    first,
-    identity,
-    join,
-    join_replies,
-    read_entries,
-    read_replies,
-    replied,
-)
-from hialign.benchmarks.scores import Answers, Columns, Question, Scores, column, numbers, share
+from hialign.benchmarks.answers import Entry, check_ids, first, identity, join, read_entries, replied
+from hialign.benchmarks.questions import judged, read_questions, require, strict_flags
+from hialign.benchmarks.scores import Answers, Columns, Question, Scores, column, numbers, share_or_nan
 
 Rule = Literal["llava", "rlhf_v"]
 RULES = ("llava", "rlhf_v")
@@ -91,15 +82,15 @@ def statistic(sums: Columns) -> dict[str, np.ndarray]:
     """Of all and of each category: the model's marks in percent of the reference's, and ten times both means.
 
     Source: as ``marks``, summarize_gpt_review.py.
-    Differs: unrounded; 0 where the reference's marks sum to 0, where theirs divides by zero.
+    Differs: unrounded; not a number where there is no reply to take, or where the reference's marks sum to 0.
     """
     found = {}
     for group in dict.fromkeys(["all", *(name.split("/")[0] for name in sums)]):
         for rule in ("", "_strict"):
             of = [column(sums, f"{group}/{name}{rule}") for name in ("model", "reference", "pairs")]
-            found[f"{group}/relative{rule}"] = 100 * share(of[0], of[1])
-            found[f"{group}/model{rule}"] = 10 * share(of[0], of[2])
-            found[f"{group}/reference{rule}"] = 10 * share(of[1], of[2])
+            found[f"{group}/relative{rule}"] = 100 * share_or_nan(of[0], of[1])
+            found[f"{group}/model{rule}"] = 10 * share_or_nan(of[0], of[2])
+            found[f"{group}/reference{rule}"] = 10 * share_or_nan(of[1], of[2])
     return found
 
 
@@ -146,17 +137,9 @@ class LlavaBench:
     @cached_property
     def entries(self) -> dict[str, Entry]:
         """Question id -> the question as its file has it."""
-        found: dict[str, Entry] = {}
-        for number, entry in enumerate(read_entries(self.questions_file, LAYOUT), start=1):
-            missing = [name for name in ("question_id", "image", "text", "category") if name not in entry]
-            if missing:
-                raise ValueError(
-                    f"{self.questions_file}: question {number} has no {', '.join(missing)}; wanted {LAYOUT}"
-                )
-            if str(entry["question_id"]) in found:
-                raise ValueError(f"{self.questions_file}: question_id {entry['question_id']} comes twice; get it again")
-            found[str(entry["question_id"])] = entry
-        return found
+        texts = ("image", "text", "category")
+        key = lambda entry: str(entry["question_id"])  # noqa: E731
+        return read_questions(self.questions_file, LAYOUT, ("question_id", *texts), key, texts=texts)
 
     def questions(self) -> list[Question]:
         """The questions in the file's order."""
@@ -185,7 +168,10 @@ class LlavaBench:
             lacking = "references" if self.references is None else "context"
             raise ValueError(f"{lacking}: none given, wanted {REFERENCES if lacking == 'references' else CONTEXT}")
         references = self._join(self.references, REFERENCES)
-        told = {str(entry.get("image")): _told(entry) for entry in read_entries(self.context, CONTEXT)}
+        told = {
+            str(entry.get("image")): _told(entry, f"{self.context}: image {entry.get('image')}")
+            for entry in read_entries(self.context, CONTEXT)
+        }
         lone = [entry["image"] for entry in self.entries.values() if entry["image"] not in told]
         if lone:
             raise ValueError(f"{self.context}: nothing of the image {lone[0]}; wanted {CONTEXT}")
@@ -202,12 +188,10 @@ class LlavaBench:
     def score(self, answers: Answers) -> Scores:
         """``category/number`` by ``rule`` and the strict one; an image with its questions is a unit."""
         check_ids(answers, self.entries, "llava_bench")
-        if self.replies is None:
-            raise ValueError(f"replies: none given, wanted {REPLIES}; requests(answers) are the prompts")
         ordered = {name: answers[name] for name in self.entries}
         # LLaVA's reviews have an id of their own, which counts the lines from 1.
         key = lambda entry: identity(entry, ("question_id", "id"))  # noqa: E731
-        replies = join_replies(read_replies(self.replies, REPLIES), ordered, file=self.replies, key=key, text=_content)
+        replies = judged(self.replies, ordered, name="llava_bench", wanted=REPLIES, key=key, text=_content)
         units: dict[str, dict[str, float]] = {}
         rows = []
         for name, entry in self.entries.items():
@@ -218,25 +202,21 @@ class LlavaBench:
             if strict is not None:
                 _add(unit, str(entry["category"]), strict, "_strict")
             rows.append({"id": name, "answer": answers[name], "reply": replies[name], "marks": found, "strict": strict})
-        return Scores(
-            numbers=numbers(units, statistic),
-            units=units,
-            statistic=statistic if self.rule == "llava" else statistic_rlhf_v,
-            rows=rows,
-            flags=_flags(rows, "enter the means as -1" if self.rule == "llava" else "are left out"),
-        )
+        scored = numbers(units, statistic)
+        flags = _flags(rows, "enter the means as -1" if self.rule == "llava" else "are left out")
+        if missing := [name for name, value in scored.items() if np.isnan(value) and not name.endswith("_strict")]:
+            flags.append(f"No reply gives these numbers, which are missing: {', '.join(missing)}.")
+        used = statistic if self.rule == "llava" else statistic_rlhf_v
+        return Scores(numbers=scored, units=units, statistic=used, rows=rows, flags=flags)
 
 
 def _flags(rows: Sequence[Mapping[str, object]], became: str) -> list[str]:
     failed = [row["id"] for row in rows if row["marks"] == FAILED]
-    strict = sum(row["strict"] is None for row in rows)
     told = []
     if failed:
         some = f"{len(failed)} of {len(rows)}, such as that to {failed[0]}."
         told.append(f"Replies without two marks, which {became}: {some}")
-    if strict:
-        told.append(f"Replies that the strict numbers leave out: {strict} of {len(rows)}.")
-    return told
+    return told + strict_flags(sum(row["strict"] is None for row in rows), len(rows))
 
 
 def _add(unit: dict[str, float], category: str, pair: Sequence[float], rule: str) -> None:
@@ -253,9 +233,12 @@ def _content(entry: Entry, place: str) -> str:
     return replied(entry, place)
 
 
-def _told(entry: Mapping[str, object]) -> str:
+def _told(entry: Entry, place: str) -> str:
+    """The captions and boxes of an image, a line each."""
     captions = entry.get("captions") or entry.get("caption")
     lines = [captions] if isinstance(captions, str) else list(captions) if isinstance(captions, list) else []
     boxes = entry.get("instances")
-    lines += [f"{box['category']}: {box['bbox']}" for box in boxes] if isinstance(boxes, list) else []
+    for number, box in enumerate(boxes if isinstance(boxes, list) else [], start=1):
+        require(box, ["category", "bbox"], f"{place}: instances, {number}", CONTEXT)
+        lines.append(f"{box['category']}: {box['bbox']}")
     return "\n".join(map(str, lines))

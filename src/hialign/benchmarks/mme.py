@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from hialign.benchmarks.answers import ASKED, Entry, check_ids, first, join, read_entries, read_text
+from hialign.benchmarks.answers import ASKED, Entry, first, identity, read_entries, read_text
+from hialign.benchmarks.questions import join_known, only_asked
 from hialign.benchmarks.reply import yes_or_no
 from hialign.benchmarks.scores import Answers, Columns, Question, Scores, column, numbers, share
 
@@ -168,13 +169,18 @@ class Mme:
     def read(self, answers: str) -> dict[str, str]:
         """Answers as the official folder of ``<task>.txt``, LLaVA's lines, lmms-eval's rows, or ours.
 
-        LLaVA's and lmms-eval's are joined by task, image and question.
+        LLaVA's and lmms-eval's are joined by task, image and question. Answers to other tasks of MME's than ``tasks``
+        are handed on to ``score``, which counts them.
         """
         texts = {name: item.text for name, item in self.entries.items()}
         places = {(item.task, _stem(item.image), _core(item.text)): name for name, item in self.entries.items()}
         path = Path(answers)
         entries = self._folder(path) if path.is_dir() else read_entries(path, "answers, or a folder of <task>.txt")
-        return join(entries, texts, file=path, key=lambda entry: _key(entry, places))
+        return join_known(entries, texts, self._other_task, file=path, key=lambda entry: _key(entry, places))
+
+    def _other_task(self, name: str) -> bool:
+        """Whether a question is of a task that is not asked; its file is not read."""
+        return (task := name.split("/")[0]) in TASKS and task not in self.tasks
 
     def _folder(self, folder: Path) -> list[Entry]:
         wanted = "MME's results of one task: lines of image, question, truth, answer, between tabs"
@@ -193,7 +199,7 @@ class Mme:
 
     def score(self, answers: Answers) -> Scores:
         """The tasks' scores by the official rule and the strict one; an image with its two questions is a unit."""
-        check_ids(answers, self.entries, "mme")
+        answers, flags = only_asked(answers, self.entries, self._other_task, "mme")
         official = {name: reading(answers[name]) for name in self.entries}
         strict = {name: yes_or_no(answers[name]) for name in self.entries}
         units = {}
@@ -214,7 +220,9 @@ class Mme:
             for name, item in self.entries.items()
         ]
         correct = {name: official[name] == item.truth for name, item in self.entries.items()}
-        return Scores(numbers=numbers(units, statistic), units=units, statistic=statistic, correct=correct, rows=rows)
+        return Scores(
+            numbers=numbers(units, statistic), units=units, statistic=statistic, correct=correct, rows=rows, flags=flags
+        )
 
 
 def _lines(file: Path, wanted: str, least: int) -> list[list[str]]:
@@ -229,8 +237,8 @@ def _lines(file: Path, wanted: str, least: int) -> list[list[str]]:
 
 
 def _key(entry: Entry, places: Mapping[tuple[str, str, str], str]) -> str | None:
-    if (own := first(entry, ["id"])) is not None:
-        return str(own)
+    if (own := identity(entry, ["id"])) is not None:
+        return own
     asked, path = first(entry, ASKED), first(entry, ["question_id"])
     if path is None or asked is None:
         return None if path is None else str(path)

@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from hialign.benchmarks.answers import Entry, check_ids, first, join, join_replies, read_entries, read_replies, said
-from hialign.benchmarks.scores import Answers, Columns, Question, Scores, column, numbers, share
+from hialign.benchmarks.answers import Entry, check_ids, first, identity, join, read_entries, said
+from hialign.benchmarks.questions import judged, read_questions, strict_flags
+from hialign.benchmarks.scores import Answers, Columns, Question, Scores, column, numbers, share, share_or_nan
 
 Rule = Literal["llava_rlhf", "chip"]
 RULES = ("llava_rlhf", "chip")
-TYPES = ("attribute", "adversarial", "comparison", "counting", "relation", "environment", "holistic", "other")
 MOST = 6  # the best rating
 CLEAN = 3  # from here on without a hallucination
 LAYOUT = (
@@ -103,7 +103,8 @@ def counts(kind: str, official: int, strict: int | None, rule: Rule) -> dict[str
 def statistic(sums: Columns) -> dict[str, np.ndarray]:
     """Mean rating, share of hallucinating answers (a fraction), informativeness (percent), means by question type.
 
-    ``_strict`` numbers are of the replies that ``rating_strict`` reads; ``unclear_strict`` is the share of the others.
+    ``_strict`` numbers are of the replies that ``rating_strict`` reads, and not a number where it reads none;
+    ``unclear_strict`` is the share of the others.
     """
 
     def of(name: str) -> np.ndarray:
@@ -113,8 +114,8 @@ def statistic(sums: Columns) -> dict[str, np.ndarray]:
         "average_score": share(of("score"), of("answers")),
         "hallucination_rate": share(of("hallucinated"), of("answers")),
         "informativeness": share(of("informative"), of("answers")) / 3 * 100,
-        "average_score_strict": share(of("score_strict"), of("answers_strict")),
-        "hallucination_rate_strict": share(of("hallucinated_strict"), of("answers_strict")),
+        "average_score_strict": share_or_nan(of("score_strict"), of("answers_strict")),
+        "hallucination_rate_strict": share_or_nan(of("hallucinated_strict"), of("answers_strict")),
         "unclear_strict": share(of("unclear_strict"), of("answers")),
     }
     kinds = [name.split("/")[0] for name in sums if name.endswith("/answers")]
@@ -164,15 +165,13 @@ class Mmhal:
     @cached_property
     def entries(self) -> dict[str, Entry]:
         """Image id, of which each question has its own, -> the question as the template has it."""
-        file = Path(self.root) / self.file
-        found: dict[str, Entry] = {}
-        for number, entry in enumerate(read_entries(file, LAYOUT), start=1):
-            missing = [name for name in ("question_type", "image_id", "question", "gt_answer") if name not in entry]
-            if missing:
-                raise ValueError(f"{file}: question {number} has no {', '.join(missing)}; wanted {LAYOUT}")
-            if str(entry["image_id"]) in found:
-                raise ValueError(f"{file}: image_id {entry['image_id']} comes twice; get the file again")
-            found[str(entry["image_id"])] = entry
+        file, texts = Path(self.root) / self.file, ("question_type", "question", "gt_answer")
+        key = lambda entry: str(entry["image_id"])  # noqa: E731
+        found = read_questions(file, LAYOUT, ("image_id", *texts), key, texts=texts)
+        for name, entry in found.items():
+            contents = entry.get("image_content") or []
+            if not isinstance(contents, list) or not all(isinstance(one, str) for one in contents):
+                raise ValueError(f"{file}: {name}: image_content is {contents!r}, no list of texts; wanted {LAYOUT}")
         return found
 
     def questions(self) -> list[Question]:
@@ -212,10 +211,8 @@ class Mmhal:
     def score(self, answers: Answers) -> Scores:
         """The judge's ratings by ``rule`` and by the strict rule; an image, which is a question, is a unit."""
         check_ids(answers, self.entries, "mmhal")
-        if self.replies is None:
-            raise ValueError(f"replies: none given, wanted the file of {REPLIES}; requests(answers) are the prompts")
         ordered = {name: answers[name] for name in self.entries}
-        replies = join_replies(read_replies(self.replies, REPLIES), ordered, file=self.replies, key=_key)
+        replies = judged(self.replies, ordered, name="mmhal", wanted=REPLIES, key=_key)
         units, rows, correct = {}, [], {}
         for name, entry in self.entries.items():
             found, strict = rating(replies[name], self.rule), rating_strict(replies[name])
@@ -230,23 +227,20 @@ class Mmhal:
 
 def _flags(rows: list[dict[str, Any]]) -> list[str]:
     unread = [row["id"] for row in rows if row["score"] is None]
-    strict = sum(row["strict"] is None for row in rows)
     told = []
     if unread:
         told.append(
             f"Replies without a single rating, which count as 0, as officially: {len(unread)} of {len(rows)}, such as "
             f"that to {unread[0]}."
         )
-    if strict:
-        told.append(f"Replies that the strict numbers leave out: {strict} of {len(rows)}.")
-    return told
+    return told + strict_flags(sum(row["strict"] is None for row in rows), len(rows))
 
 
 def _key(entry: Entry) -> str | None:
-    found = first(entry, ("image_id", "id"))
+    found = identity(entry, ("image_id", "id"))
     if found is None and isinstance(image := first(entry, ("image",)), str):
-        found = Path(image).stem
-    return None if found is None else str(found)
+        return Path(image).stem
+    return found
 
 
 def _answer(entry: Entry, place: str) -> str:

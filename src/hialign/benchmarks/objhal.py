@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from hialign.benchmarks.answers import Entry, check_ids, first, join, read_entries, said
-from hialign.benchmarks.chair import Image, image_key, read_coco, there
+from hialign.benchmarks.answers import JUDGED, Entry, check_ids, first, join, join_replies, read_entries, read_replies
+from hialign.benchmarks.chair import Image, coco_number, image_key, read_coco, there
+from hialign.benchmarks.questions import no_replies
 from hialign.benchmarks.scores import Answers, Columns, Question, Scores, numbers, share
 from hialign.benchmarks.taggers import Tagged, nltk_noun_words, spacy_tagged
 from hialign.benchmarks.vocabulary import Mention, Vocabulary, Words, built_in, closed, refined_file
@@ -20,7 +21,11 @@ from hialign.benchmarks.vocabulary import Mention, Vocabulary, Words, built_in, 
 QUESTIONS = (
     "obj_halbench_300_with_image.jsonl (github.com/RLHF-V/RLHF-V, eval/data): objects with image_id and question"
 )
-REPLIES = "the judge's replies: a json list or a jsonl of objects with image_id and reply, or of a chat API's responses"
+REPLIES = (
+    "the judge's replies: a json list or a jsonl of objects with image_id and reply, of a chat API's responses, or of "
+    "texts"
+)
+RULES, TAGGERS, LEMMATIZERS = ("rlhf_v", "chip"), ("builtin", "spacy"), ("builtin", "nltk")
 NOUNS = ("NN", "NNS", "NNP", "NNPS")
 Tagger = Callable[[str], Tagged]
 
@@ -34,8 +39,7 @@ def listed(reply: str, rule: str = "chip") -> Any:
     Source: RLHF-V/RLHF-V@8daac8a, eval_gpt_obj_halbench.py; LVUGAI/CHiP@e7f5193.
     Differs: nothing.
     """
-    if rule not in ("rlhf_v", "chip"):
-        raise ValueError(f"rule: got {rule!r}; wanted rlhf_v or chip")
+    _check_setting("rule", rule, RULES)
     text = reply.strip()
     if rule == "chip":
         text = text.removeprefix("```json").removesuffix("```").strip()
@@ -135,8 +139,8 @@ class ObjHal:
         root: the folder with COCO's ``instances_<split>.json`` and ``captions_<split>.json``.
         question_file: ``obj_halbench_300_with_image.jsonl``; what it holds of images is not read.
         replies: the judge's replies to ``requests``, for every answer of more than three words. They may be objects
-            with an id and a text, chat API's responses with an image_id, or, in the order of those answers, responses
-            without.
+            with an id and a reply, chat API's responses with an image_id, or, in the order of those answers, responses
+            without or texts.
         judge: false scores the words of the answers themselves, as the official script does without a judge.
         splits: of COCO, those that the images are of.
         images: the folder of the images.
@@ -168,6 +172,11 @@ class ObjHal:
     spacy_model: str = "en_core_web_trf"
     lemmatizer: str | Words = "builtin"
     max_new_tokens: int = 1024
+
+    def __post_init__(self) -> None:
+        _check_setting("rule", self.rule, RULES)
+        _check_setting("tagger", self.tagger, TAGGERS)
+        _check_setting("lemmatizer", self.lemmatizer, LEMMATIZERS)
 
     @cached_property
     def entries(self) -> dict[str, Entry]:
@@ -205,11 +214,7 @@ class ObjHal:
         """The reader of captions."""
         if not isinstance(self.lemmatizer, str):
             return self.lemmatizer
-        if self.lemmatizer == "nltk":
-            return nltk_noun_words("set lemmatizer=builtin")
-        if self.lemmatizer != "builtin":
-            raise ValueError(f"lemmatizer: got {self.lemmatizer!r}; wanted builtin or nltk")
-        return closed(self.vocabulary)
+        return nltk_noun_words("set lemmatizer=builtin") if self.lemmatizer == "nltk" else closed(self.vocabulary)
 
     @cached_property
     def tag(self) -> Tagger:
@@ -218,8 +223,6 @@ class ObjHal:
             return self.tagger
         if self.tagger == "spacy":
             return spacy_tagged(self.spacy_model, "set tagger=builtin")
-        if self.tagger != "builtin":
-            raise ValueError(f"tagger: got {self.tagger!r}; wanted builtin or spacy")
         return closed_tagger(self.vocabulary)
 
     def questions(self) -> list[Question]:
@@ -268,7 +271,7 @@ class ObjHal:
                 parts, mentions = mentioned(things[name], self.vocabulary, self.tag)
             units[name], row = _counted(answer, mentions, truth)
             found = "words" if things is None else "objs_after_refine"
-            rows.append({"id": name, "image_id": int(name), "caption": answer, found: parts, **row})
+            rows.append({"id": name, "image_id": coco_number(name), "caption": answer, found: parts, **row})
         return Scores(
             numbers=numbers(units, statistic), units=units, statistic=statistic, rows=rows, flags=self._flags(units)
         )
@@ -277,8 +280,10 @@ class ObjHal:
         """The things that the judge lists of each answer; none of an answer that it was not asked about."""
         wanted = self.requests(answers)
         if self.replies is None:
-            raise ValueError(f"replies: got none; wanted a file with {REPLIES}, or judge=false to search the words")
-        replies = join(read_entries(self.replies, REPLIES), wanted, file=self.replies, key=image_key, text=reply_text)
+            raise no_replies("objhal", f"{REPLIES} (judge=false searches the words instead)")
+        entries = [_cleaned(entry) for entry in read_replies(self.replies, REPLIES)]
+        cleaned = {name: _clean(answers[name]) for name in wanted}
+        replies = join_replies(entries, cleaned, file=self.replies, key=image_key)
         found: dict[str, list[str]] = {}
         broken = []
         for name in self.entries:
@@ -305,8 +310,18 @@ class ObjHal:
         return flags
 
 
+def _check_setting(name: str, value: object, known: Sequence[str]) -> None:
+    if isinstance(value, str) and value not in known:
+        raise ValueError(f"{name}: got {value!r}; wanted {' or '.join(known)}")
+
+
 def _clean(answer: str) -> str:
     return answer.replace("Assistant:", "").strip()
+
+
+def _cleaned(entry: Entry) -> Entry:
+    """The entry of a reply with what it repeats of the answer cleaned as this is."""
+    return {**entry} | {name: _clean(entry[name]) for name in JUDGED if isinstance(entry.get(name), str)}
 
 
 def _counted(answer: str, mentions: Sequence[Mention], truth: set[str]) -> tuple[dict[str, float], dict[str, Any]]:
@@ -330,11 +345,3 @@ def _counted(answer: str, mentions: Sequence[Mention], truth: set[str]) -> tuple
         "metrics": {"CHAIRs": int(bool(false)), "CHAIRi": float(share(len(false), len(mentions)))},
     }
     return counts, row
-
-
-def reply_text(entry: Entry, place: str) -> str:
-    """The judge's text in an entry of ours (``reply``), in a chat API's response, or in any other of ``TEXTS``."""
-    choices = entry.get("choices")
-    if isinstance(choices, list) and choices and isinstance(choices[0], dict):
-        return str(choices[0].get("message", {}).get("content"))
-    return entry["reply"] if isinstance(entry.get("reply"), str) else said(entry, place)

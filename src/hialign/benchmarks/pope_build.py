@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hialign.benchmarks.answers import read_entries, read_json
+from hialign.benchmarks.answers import read_entries
 from hialign.benchmarks.pope import CATEGORIES
+from hialign.benchmarks.questions import INSTANCES as LISTED
+from hialign.benchmarks.questions import held, read_lists
 
 Objects = Mapping[str, Sequence[str]]  # image -> what is in it, each once
 INSTANCES = "COCO's instances_val2014.json (cocodataset.org, annotations_trainval2014.zip)"
@@ -18,15 +20,13 @@ LISTS = "object lists: a json list or a jsonl of {image, objects: [names]}"
 
 def coco_objects(file: str | Path) -> dict[str, list[str]]:
     """By image file the categories that are annotated in it, each once, as they come in COCO's instances file."""
-    content = read_json(file, INSTANCES)
-    lacking = [key for key in ("images", "annotations", "categories") if key not in content]
-    if lacking:
-        raise ValueError(f"{file}: no {', '.join(lacking)}; wanted {INSTANCES}")
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    files = {image["id"]: image["file_name"] for image in content["images"]}
+    content = read_lists(file, LISTED, INSTANCES)
+    names = {str(category["id"]): str(category["name"]) for category in content["categories"]}
+    files = {str(image["id"]): str(image["file_name"]) for image in content["images"]}
     found: dict[str, dict[str, None]] = {name: {} for name in files.values()}
-    for one in content["annotations"]:
-        found[files[one["image_id"]]][names[one["category_id"]]] = None
+    for number, one in enumerate(content["annotations"], start=1):
+        place = f"{file}: annotations, entry {number}"
+        found[held(files, one, "image_id", place)][held(names, one, "category_id", place)] = None
     return {image: list(objects) for image, objects in found.items()}
 
 
@@ -36,6 +36,8 @@ def listed_objects(file: str | Path) -> dict[str, list[str]]:
     for number, entry in enumerate(read_entries(file, LISTS), start=1):
         if not isinstance(entry.get("image"), str) or not isinstance(entry.get("objects"), list):
             raise ValueError(f"{file}: entry {number} has no image and objects; wanted {LISTS}")
+        if wrong := [one for one in entry["objects"] if not isinstance(one, str)]:
+            raise ValueError(f"{file}: entry {number} has {wrong[0]!r} among its objects; wanted {LISTS}")
         if entry["image"] in found:
             raise ValueError(f"{file}: image {entry['image']} comes twice; wanted each once")
         found[entry["image"]] = list(dict.fromkeys(entry["objects"]))

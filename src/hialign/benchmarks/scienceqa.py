@@ -14,8 +14,9 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from hialign.benchmarks.answers import Entry, check_ids, identity, join, read_entries, read_json
+from hialign.benchmarks.questions import require
 from hialign.benchmarks.reply import option
-from hialign.benchmarks.scores import Answers, Columns, Question, Scores, column, numbers, share
+from hialign.benchmarks.scores import Answers, Columns, Question, Scores, column, numbers, share, share_or_nan
 
 Missing = Literal["error", "wrong"]
 LETTERS = ascii_uppercase[:5]
@@ -84,10 +85,12 @@ def statistic(sums: Columns) -> dict[str, np.ndarray]:
     """Percent right: of all, of those with an image, both by the strict rule, and of each group; unclear is a fraction.
 
     ``img_accuracy`` is LLaVA's, which passes over images without an answer; ``acc_has_image`` counts these as wrong.
+    It is not a number where no question with an image has an answer.
     """
 
     def of(group: str, rule: str = "") -> np.ndarray:
-        return 100 * share(column(sums, f"{group}/right{rule}"), column(sums, f"{group}/questions"))
+        ratio = share_or_nan if group == "img" else share
+        return 100 * ratio(column(sums, f"{group}/right{rule}"), column(sums, f"{group}/questions"))
 
     found = {
         "accuracy": of("all"),
@@ -135,15 +138,18 @@ class ScienceQA:
         """Problem id -> the problem, in the split's order."""
         splits = read_json(Path(self.root) / "pid_splits.json", f"pid_splits.json {LAYOUT}")
         problems = read_json(Path(self.root) / "problems.json", f"problems.json {LAYOUT}")
+        for file, content in (("pid_splits.json", splits), ("problems.json", problems)):
+            if not isinstance(content, dict):
+                raise ValueError(f"{self.root}/{file}: is a {type(content).__name__}; wanted the object {LAYOUT}")
         if self.split not in splits:
             raise ValueError(f"split: got {self.split!r}, wanted one of {', '.join(splits)}")
+        if not isinstance(splits[self.split], list):
+            raise ValueError(f"{self.root}/pid_splits.json: {self.split} is no list; wanted one of ids {LAYOUT}")
         found = {}
         for name in map(str, splits[self.split]):
             if name not in problems:
                 raise ValueError(f"{self.root}/problems.json: no problem {name} of {self.split}; wanted it {LAYOUT}")
-            missing = [key for key in FIELDS if key not in problems[name]]
-            if missing:
-                raise ValueError(f"{self.root}/problems.json: problem {name} has no {', '.join(missing)}; get it again")
+            _check_problem(problems[name], f"{self.root}/problems.json: problem {name}")
             found[name] = problems[name]
         return found
 
@@ -194,6 +200,25 @@ class ScienceQA:
         flags = (
             [f"Questions without an answer, which count as wrong: {len(lacking)} of {len(units)}."] if lacking else []
         )
+        if not any("img/questions" in unit for unit in units.values()):
+            flags.append("No question with an image has an answer: img_accuracy is missing.")
         return Scores(
             numbers=numbers(units, statistic), units=units, statistic=statistic, correct=correct, rows=rows, flags=flags
         )
+
+
+def _check_problem(problem: Any, place: str) -> None:
+    """Nothing, or a ValueError where a field of ``FIELDS`` is missing, or not what the scores are made of."""
+    require(problem, FIELDS, place, f"a problem {LAYOUT}")
+    choices, answer = problem["choices"], problem["answer"]
+    right = {
+        "choices": isinstance(choices, list) and all(isinstance(one, str) for one in choices),
+        "answer": isinstance(answer, int) and isinstance(choices, list) and 0 <= answer < len(choices),
+        "image": not problem["image"] or isinstance(problem["image"], str),
+        "subject": isinstance(problem["subject"], str),
+        "grade": re.fullmatch(r"(grade)?\d+", str(problem["grade"])) is not None,
+    }
+    wrong = next((field for field, holds in right.items() if not holds), None)
+    if wrong is not None:
+        wanted = "choices, texts; answer, the place of one of them from 0; image and subject, texts; grade, as grade7"
+        raise ValueError(f"{place}: {wrong} is {problem[wrong]!r}; wanted {wanted}, {LAYOUT}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import ClassVar
 import numpy as np
 
 from hialign.benchmarks.answers import Entry, by_name, check_ids, first, identity, join, read_entries, read_list
+from hialign.benchmarks.questions import require
 from hialign.benchmarks.scores import Answers, Columns, Question, Scores, numbers, share
 from hialign.benchmarks.vqa import SHORT
-from hialign.benchmarks.vqa_answers import agreement, submitted
+from hialign.benchmarks.vqa_answers import agreement, strictly, submitted
 
 LAYOUT = (
     'TextVQA_0.5.1_val.json of textvqa.org/dataset: {"data": [{"question_id", "image_id", "question", "answers": ten}]}'
@@ -23,8 +25,15 @@ LLAVA = "llava_textvqa_val_v051_ocr.jsonl of LLaVA's eval.zip: objects with ques
 
 
 def statistic(sums: Columns) -> dict[str, np.ndarray]:
-    """``accuracy`` in percent."""
-    return {"accuracy": 100 * share(sums["accuracy"], sums["number"])}
+    """``accuracy`` in percent, and that by the strict rule."""
+    return {name: 100 * share(sums[name], sums["number"]) for name in ("accuracy", "accuracy_strict")}
+
+
+def kind(people: Sequence[str]) -> str:
+    """What most people's answers are: ``number`` where they are digits, ``yes/no``, or ``other``."""
+    kinds = Counter("number" if one.isdecimal() else "yes/no" if one in ("yes", "no") else "other" for one in people)
+    most, number = kinds.most_common(1)[0]
+    return most if 2 * number > len(people) else "other"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +47,9 @@ class TextVqa:
         suffix: what is put behind each question; ``SHORT`` is LLaVA's.
         prompts: LLaVA's question file, whose texts (with what a reader of text has found) are asked instead.
         max_new_tokens: of an answer, where a model is asked; LLaVA's evaluation has 128.
+
+    By the strict rule answers to questions that most people answer by a number, or by yes or no, are read as a person
+    takes them, as in VQAv2; others are compared as officially.
 
     Source: Singh et al. 2019, arXiv:1904.08920; code haotian-liu/LLaVA@c121f04, eval_textvqa.py, m4c_evaluator.py.
     Differs: nothing.
@@ -57,13 +69,20 @@ class TextVqa:
         """Question id -> the question as its file has it."""
         fields = ("question_id", "image_id", "question", "answers")
         file = Path(self.root) / self.file
-        return by_name(read_list(file, "data", fields, LAYOUT), "question_id", file)
+        found = by_name(read_list(file, "data", fields, LAYOUT), "question_id", file)
+        for name, entry in found.items():
+            said = entry["answers"]
+            if not isinstance(said, list) or not said or not all(isinstance(one, str) for one in said):
+                raise ValueError(f"{file}: question {name}: answers are {said!r}, no texts of people; wanted {LAYOUT}")
+        return found
 
     def questions(self) -> list[Question]:
         """The questions in their file's order."""
         texts = {name: str(entry["question"]) + self.suffix for name, entry in self.entries.items()}
         if self.prompts is not None:
             asked = read_entries(self.prompts, LLAVA)
+            for number, one in enumerate(asked, start=1):
+                require(one, ["question_id", "text"], f"{self.prompts}: question {number}", LLAVA)
             with_prompt = [{**one, "prompt": one["text"]} for one in asked]
             texts = join(with_prompt, texts, file=self.prompts, key=_key(self.entries))
         return [
@@ -78,18 +97,26 @@ class TextVqa:
         return join(entries, texts, file=answers, key=_key(self.entries))
 
     def score(self, answers: Answers) -> Scores:
-        """``accuracy`` in percent; an image is a unit."""
+        """``accuracy`` in percent by the official rule and the strict one; an image is a unit."""
         check_ids(answers, self.entries, "textvqa")
         units: dict[str, dict[str, float]] = {}
         rows = []
         for name, entry in self.entries.items():
-            people = [(submitted(str(text)), number) for number, text in enumerate(entry["answers"])]
-            accuracy = agreement(submitted(answers[name]), people)
-            unit = units.setdefault(str(entry["image_id"]), {"accuracy": 0.0, "number": 0.0})
-            unit["accuracy"] += accuracy
-            unit["number"] += 1
-            rows.append({"id": name, "answer": answers[name], "accuracy": accuracy})
+            said, *people = (submitted(text) for text in (answers[name], *entry["answers"]))
+            accuracy = agreement(said, [(text, number) for number, text in enumerate(people)])
+            strict = _strict(said, people)
+            unit = units.setdefault(str(entry["image_id"]), {})
+            for column, value in (("accuracy", accuracy), ("accuracy_strict", strict), ("number", 1.0)):
+                unit[column] = unit.get(column, 0.0) + value
+            rows.append({"id": name, "answer": answers[name], "accuracy": accuracy, "accuracy_strict": strict})
         return Scores(numbers=numbers(units, statistic), units=units, statistic=statistic, rows=rows)
+
+
+def _strict(said: str, people: Sequence[str]) -> float:
+    """What the answer is worth by the strict rule; as officially where people answer by other words."""
+    if (asked := kind(people)) != "other":
+        said, *people = (strictly(text, asked) for text in (said, *people))
+    return agreement(said, [(text, number) for number, text in enumerate(people)])
 
 
 def _key(entries: Mapping[str, Entry]) -> Callable[[Entry], str | None]:

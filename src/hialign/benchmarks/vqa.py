@@ -51,6 +51,9 @@ class VqaV2:
         processed: whether answers are put through EvalAI's processor first, as LLaVA does before it hands them in.
         max_new_tokens: of an answer, where a model is asked; LLaVA's evaluation has 128.
 
+    The accuracies by type of question stand beside the headline numbers without intervals: there are 65 types, many of
+    them of few questions.
+
     Source: Goyal et al. 2017, arXiv:1612.00837; code GT-Vision-Lab/VQA@a013f00; haotian-liu/LLaVA@c121f04,
     convert_vqav2_for_submission.py, for ``processed``.
     Differs: nothing; the official script rounds to two decimals when it stores.
@@ -69,8 +72,14 @@ class VqaV2:
     def entries(self) -> dict[str, Entry]:
         """Question id -> the question as its file has it."""
         file = Path(self.root) / f"v2_OpenEnded_mscoco_{self.split}_questions.json"
-        entries = read_list(file, "questions", ("question_id", "image_id", "question"), QUESTIONS)
-        return by_name(entries, "question_id", file)
+        entries = by_name(
+            read_list(file, "questions", ("question_id", "image_id", "question"), QUESTIONS), "question_id", file
+        )
+        for name, entry in entries.items():
+            if not str(entry["image_id"]).isdecimal():
+                told = f"image_id is {entry['image_id']!r}, no number of an image of COCO"
+                raise ValueError(f"{file}: question {name}: {told}; wanted {QUESTIONS}")
+        return entries
 
     @cached_property
     def annotations(self) -> dict[str, Entry]:
@@ -79,6 +88,8 @@ class VqaV2:
         fields = ("question_id", "question_type", "answer_type", "answers")
         found = by_name(read_list(file, "annotations", fields, ANNOTATIONS), "question_id", file)
         check_ids(found, self.entries, str(file))
+        for name, entry in found.items():
+            _check_annotation(entry, f"{file}: question {name}")
         return found
 
     def questions(self) -> list[Question]:
@@ -106,8 +117,6 @@ class VqaV2:
         for name, entry in self.entries.items():
             truth = self.annotations[name]
             kind, people = str(truth["answer_type"]), _people(truth)
-            if kind not in TYPES:
-                raise ValueError(f"vqa: question {name} has answer_type {kind!r}; wanted one of {', '.join(TYPES)}")
             said = submitted(answers[name]) if self.processed else answers[name]
             official = official_accuracy(said, people)
             strict = agreement(
@@ -123,6 +132,24 @@ class VqaV2:
         by_type = {f"question_type/{kind}": 100 * float(np.mean(values)) for kind, values in sorted(types.items())}
         found = numbers(units, statistic) | by_type
         return Scores(numbers=found, units=units, statistic=statistic, flags=flags, rows=rows)
+
+
+def _check_annotation(entry: Entry, place: str) -> None:
+    """Nothing, or a ValueError where the type of answer is unknown, or where no person's answer is as it should be."""
+    if entry["answer_type"] not in TYPES:
+        raise ValueError(f"{place} has answer_type {entry['answer_type']!r}; wanted one of {', '.join(TYPES)}")
+    if not isinstance(entry["answers"], list) or not entry["answers"]:
+        raise ValueError(f"{place}: answers are {entry['answers']!r}, none of a person; wanted {ANNOTATIONS}")
+    if wrong := [one for one in entry["answers"] if not _is_answer(one)]:
+        raise ValueError(f"{place}: {wrong[0]!r} is no person's answer; wanted {ANNOTATIONS}")
+
+
+def _is_answer(one: object) -> bool:
+    """Whether it has an answer, and whatever tells it from others' is a text or a number."""
+    marks = ("answer_id", "answer_confidence")
+    return (
+        isinstance(one, dict) and "answer" in one and not any(isinstance(one.get(mark), list | dict) for mark in marks)
+    )
 
 
 def _people(truth: Entry) -> list[tuple[str, Hashable]]:

@@ -1,4 +1,8 @@
-"""Zero-shot classification: a picture's class is the one whose prompts lie nearest to it."""
+"""Zero-shot classification: a picture's class is the one whose prompts lie nearest to it.
+
+``ZeroShot`` scores the nearest classes' names; ``accuracies`` and ``average_precisions`` are to be imported where whole
+tables of similarities are at hand.
+"""
 
 from __future__ import annotations
 
@@ -63,12 +67,19 @@ def accuracies(scores: np.ndarray, labels: Sequence[int]) -> dict[str, float]:
     if truth.min() < 0 or truth.max() >= scores.shape[1]:
         raise ValueError(f"accuracies: labels from {truth.min()} to {truth.max()}, wanted 0 to {scores.shape[1] - 1}")
     order = np.argsort(-scores, axis=1, kind="stable")
-    first, five = order[:, 0] == truth, (order[:, :TOP] == truth[:, None]).any(axis=1)
-    found = {"acc1": float(first.mean())}
-    if scores.shape[1] >= TOP:
-        found["acc5"] = float(five.mean())
-    found["mean_per_class_recall"] = _per_class(first, truth)
-    return found
+    hits = _hits(order, truth, scores.shape[1])
+    return {name: float(one.mean()) for name, one in hits.items()} | _per_class(hits["acc1"], truth)
+
+
+def _hits(order: np.ndarray, truth: np.ndarray, classes: int) -> dict[str, np.ndarray]:
+    """Whether the true class is the first of an image's nearest ones, or with enough classes among the first five.
+
+    Args:
+        order: (n, at least one), the nearest classes' places, the nearest first.
+        truth: (n,).
+    """
+    right = order[:, :TOP] == truth[:, None]
+    return {"acc1": right[:, 0]} | ({"acc5": right.any(axis=1)} if classes >= TOP else {})
 
 
 def average_precisions(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -118,6 +129,13 @@ class ZeroShot:
     names: str = "folders"
     templates: str | Sequence[str] = ("a photo of a {}.",)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.templates, str):
+            if self.templates not in LISTS:
+                raise ValueError(f"templates: got {self.templates!r}; wanted {', '.join(LISTS)} or a list of prompts")
+        elif not self.templates or any("{}" not in template for template in self.templates):
+            raise ValueError(f"templates: got {list(self.templates)}; wanted prompts with {{}} where the name goes")
+
     @cached_property
     def entries(self) -> dict[str, str]:
         """Image, ``<class>/<file>``, -> its class."""
@@ -151,34 +169,39 @@ class ZeroShot:
     def score(self, answers: Answers) -> Scores:
         """``acc1``, with five classes or more ``acc5``, and ``mean_per_class_recall``; an image is a unit."""
         check_ids(answers, self.entries, "zero_shot")
-        known, five = set(self.classes), len(self.classes) >= TOP
-        units: dict[str, dict[str, float]] = {}
-        correct, rows = {}, []
-        for name, truth in self.entries.items():
-            guesses = answers[name].split("\n")
-            wrong = [guess for guess in guesses if guess not in known]
-            if wrong or len(set(guesses)) < len(guesses) or (five and len(guesses) < TOP):
-                raise ValueError(
-                    f"zero_shot: the answer to {name} is {answers[name]!r}; wanted the {TOP} nearest classes' folders, "
-                    "one a line"
-                )
-            correct[name] = guesses[0] == truth
-            units[name] = {"images": 1.0, "acc1": float(correct[name])}
-            if five:
-                units[name]["acc5"] = float(truth in guesses[:TOP])
-            rows.append({"id": name, "answer": guesses, "label": truth})
-        hits, truths = np.array(list(correct.values())), np.array(list(self.entries.values()))
-        found = numbers(units, statistic) | {"mean_per_class_recall": _per_class(hits, truths)}
-        flags = [] if five else [f"{len(self.classes)} classes, fewer than {TOP}: there is no acc5"]
-        return Scores(numbers=found, units=units, statistic=statistic, correct=correct, flags=flags, rows=rows)
+        places = {folder: place for place, folder in enumerate(self.classes)}
+        order = np.array([self._nearest(name, answers[name], places) for name in self.entries])
+        truth = np.array([places[folder] for folder in self.entries.values()])
+        hits = _hits(order, truth, len(places))
+        columns = {"images": np.ones(len(truth))} | hits
+        units = {
+            image: {name: float(column[n]) for name, column in columns.items()} for n, image in enumerate(self.entries)
+        }
+        rows = [
+            {"id": name, "answer": answers[name].split("\n"), "label": label} for name, label in self.entries.items()
+        ]
+        return Scores(
+            numbers=numbers(units, statistic) | _per_class(hits["acc1"], truth),
+            units=units,
+            statistic=statistic,
+            correct={name: bool(unit["acc1"]) for name, unit in units.items()},
+            flags=[] if "acc5" in hits else [f"{len(places)} classes, fewer than {TOP}: there is no acc5"],
+            rows=rows,
+        )
+
+    def _nearest(self, name: str, answer: str, places: Mapping[str, int]) -> list[int]:
+        """The places of the classes that an answer names, as many as are looked at; -1 behind where it names fewer."""
+        guesses = answer.split("\n")
+        few = len(places) >= TOP > len(guesses)
+        if few or len(set(guesses)) < len(guesses) or not all(guess in places for guess in guesses):
+            raise ValueError(
+                f"zero_shot: the answer to {name} is {answer!r}; wanted the {TOP} nearest classes' folders, one a line"
+            )
+        return [places[guess] for guess in guesses[:TOP]] + [-1] * (TOP - len(guesses))
 
     def _templates(self) -> list[Callable[[str], str]]:
         if isinstance(self.templates, str):
-            if self.templates not in LISTS:
-                raise ValueError(f"templates: got {self.templates!r}; wanted {', '.join(LISTS)} or a list of prompts")
             return list(_open_clip(LISTS[self.templates]))
-        if not self.templates or any("{}" not in template for template in self.templates):
-            raise ValueError(f"templates: got {list(self.templates)}; wanted prompts with {{}} where the name goes")
         return [partial(template.replace, "{}") for template in self.templates]
 
     def _names(self) -> Mapping[str, str]:
@@ -196,8 +219,9 @@ class ZeroShot:
         return {folder: str(found[folder]) for folder in self.classes}
 
 
-def _per_class(hits: np.ndarray, truth: np.ndarray) -> float:
-    return float(np.mean([hits[truth == one].mean() for one in np.unique(truth)]))
+def _per_class(hits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    recalls = [hits[truth == one].mean() for one in np.unique(truth)]
+    return {"mean_per_class_recall": float(np.mean(recalls))}
 
 
 def _open_clip(name: str) -> Sequence[Any]:
