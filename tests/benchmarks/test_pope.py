@@ -12,6 +12,13 @@ import pytest
 from hialign.benchmarks.pope import CATEGORIES, Pope, says_yes, score
 
 Official = Callable[[str], Any]
+LLAVA = {
+    "accuracy": "Accuracy",
+    "precision": "Precision",
+    "recall": "Recall",
+    "f1": "F1 score",
+    "yes_ratio": "Yes ratio",
+}
 NAMES = {"accuracy": "acc", "precision": "precision", "recall": "recall", "f1": "f1", "yes_ratio": "yes_ratio"}
 
 
@@ -89,8 +96,8 @@ def test_the_official_scores_from_llava_s_flow(official: Official, tmp_path: Pat
     numbers = pope.score(pope.read(str(said))).numbers
     for category in CATEGORIES:
         wanted = fixture["expected"][category]
-        for name in ("accuracy", "precision", "recall"):
-            assert numbers[f"{category}/{name}"] == pytest.approx(wanted[name.capitalize()], abs=1e-12)
+        for name, theirs in LLAVA.items():
+            assert numbers[f"{category}/{name}"] == pytest.approx(wanted[theirs], abs=1e-12)
 
 
 def test_the_official_table_of_answers(official: Official):
@@ -160,6 +167,46 @@ def test_missing_and_unknown_answers_are_named(small: Pope, change: Callable[[di
     change(answers)
     with pytest.raises(ValueError, match=told):
         small.score(answers)
+
+
+def test_llava_s_answers_without_its_question_file_say_what_is_wanted(small: Pope, tmp_path: Path):
+    file = write(tmp_path, "a.jsonl", [{"question_id": n, "text": "no", "model_id": "x"} for n in range(12)])
+    with pytest.raises(ValueError, match=r"answers in LLaVA's format, .* set llava_questions= to its llava_pope_test"):
+        small.read(str(file))
+    asked = write(tmp_path, "llava_pope_test.jsonl", [{"question_id": 0, "text": "?"}])
+    with pytest.raises(ValueError, match=r"llava_pope_test.jsonl: question 1: no category"):
+        Pope(root=small.root, llava_questions=str(asked)).read(str(file))
+
+
+def test_a_question_that_several_categories_have_is_answered_rightly_once(small: Pope):
+    """The three files ask the same of the same images here: of 12 answers 4 are questions of their own."""
+    assert len(small.score(dict.fromkeys(small.entries, "yes")).correct) == 4
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ({"question_id": 1, "image": "a.jpg", "text": "?"}, "question 1: no label"),
+        ({"question_id": 1, "image": "a.jpg", "text": 7, "label": "no"}, "question 1: text is 7, no text"),
+    ],
+)
+def test_a_broken_question_is_named(tmp_path: Path, entry: dict[str, Any], told: str):
+    write(tmp_path, "coco_pope_random.json", [entry])
+    with pytest.raises(ValueError, match=told):
+        Pope(root=str(tmp_path), categories=["random"]).questions()
+
+
+def test_both_versions_are_read_as_they_are(tmp_path: Path):
+    """The older file misspells its questions and has gaps; answers repeat them in either spelling."""
+    asked = [
+        {"question_id": n, "image": "a.jpg", "text": f"Is there {word} in the {image}?", "label": "no"}
+        for n, word, image in ((1, "an apple", "imange"), (4, "a cat", "image"))
+    ]
+    write(tmp_path / "q", "coco_pope_random.json", asked)
+    said = [{"question": one["text"].replace("imange", "image"), "answer": "no"} for one in asked]
+    write(tmp_path / "a", "random.jsonl", said)
+    pope = Pope(root=str(tmp_path / "q"), categories=["random"])
+    assert pope.read(str(tmp_path / "a")) == {"random/1": "no", "random/4": "no"}
 
 
 def test_a_missing_file_says_where_it_is_to_be_had(tmp_path: Path):

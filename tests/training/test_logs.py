@@ -195,7 +195,7 @@ def wandb_run(folder, monkeypatch, *parts):
 
 
 def _written(folder, rows):
-    """``wandb_history`` when all is on disk: wandb's own process writes the last block after ``finish`` has returned."""
+    """``wandb_history`` when all is on disk: wandb's own process may write the last block after ``finish``."""
     end = time.monotonic() + 60
     while len((found := wandb_history(folder))[1]) < rows and time.monotonic() < end:
         time.sleep(0.2)

@@ -12,11 +12,13 @@ from typing import ClassVar
 import numpy as np
 
 from hialign.benchmarks.answers import Entry, check_ids, first, identity, join, read_entries
+from hialign.benchmarks.questions import read_questions, require
 from hialign.benchmarks.reply import yes_or_no
 from hialign.benchmarks.scores import Answers, Columns, Question, Scores, numbers, share
 
 CATEGORIES = ("random", "popular", "adversarial")  # how the things that are not there were chosen
 CELLS = ("tp", "fp", "tn", "fn")
+TEXTS = ("image", "text", "label")  # of a question
 LAYOUT = "a file of POPE (github.com/RUCAIBox/POPE, output/coco): objects with question_id, image, text, label"
 LLAVA = "llava_pope_test.jsonl of LLaVA's eval.zip: objects with question_id, image, text, category"
 
@@ -122,14 +124,8 @@ class Pope:
         found: dict[str, Entry] = {}
         for category in self.categories:
             file = Path(self.root) / f"{self.files}_{category}.json"
-            for number, entry in enumerate(read_entries(file, LAYOUT), start=1):
-                missing = [name for name in ("question_id", "image", "text", "label") if name not in entry]
-                if missing:
-                    raise ValueError(f"{file}: question {number} has no {', '.join(missing)}; wanted {LAYOUT}")
-                name = f"{category}/{entry['question_id']}"
-                if name in found:
-                    raise ValueError(f"{file}: question_id {entry['question_id']} comes twice; get the file again")
-                found[name] = entry
+            key = lambda entry, category=category: f"{category}/{entry['question_id']}"  # noqa: E731
+            found |= read_questions(file, LAYOUT, ("question_id", *TEXTS), key, texts=TEXTS)
         return found
 
     def questions(self) -> list[Question]:
@@ -182,10 +178,7 @@ class Pope:
         assert self.llava_questions is not None
         asked = read_entries(self.llava_questions, LLAVA)
         for number, one in enumerate(asked, start=1):
-            if lacking := [name for name in ("question_id", "text", "category") if name not in one]:
-                raise ValueError(
-                    f"{self.llava_questions}: question {number} has no {', '.join(lacking)}; wanted {LLAVA}"
-                )
+            require(one, ("question_id", "text", "category"), f"{self.llava_questions}: question {number}", LLAVA)
         by_id = join(entries, {str(one["question_id"]): str(one["text"]) for one in asked}, file=path)
         found: dict[str, str] = {}
         for category in self.categories:

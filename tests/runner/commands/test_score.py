@@ -7,6 +7,7 @@ import subprocess
 import sys
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hialign.evaluation import asking
@@ -156,6 +157,21 @@ def test_answers_to_other_questions_are_not_compared(pope: Any) -> None:
     assert "pope: paired: 1 units are in one of the two alone" in done.err
 
 
+def test_embeddings_are_scored_and_compared_as_answers_are(pope: Any) -> None:
+    rng = np.random.default_rng(0)
+    texts = rng.normal(size=(12, 8))
+    for name, noise in (("near", 0.1), ("far", 3.0)):
+        images = texts[::2] + noise * rng.normal(size=(6, 8))
+        np.savez(pope.folder / f"{name}.npz", images=images, texts=texts, image_of_text=np.arange(12) // 2)
+        done = pope.hialign(
+            "score", "benchmark=clip_retrieval", f"answers={name}.npz", "benchmark.clip_retrieval.ks=[1]"
+        )
+        assert done.code == 0, done.err
+    done = pope.hialign("compare", "near.npz.scores", "far.npz.scores", "resamples=50")
+    assert done.code == 0, done.err
+    assert "image_retrieval_recall@1" in done.out
+
+
 def test_scoring_and_comparing_import_no_torch() -> None:
     code = (
         "import sys, hialign.runner.commands.score, hialign.runner.commands.compare, hialign.benchmarks.pope\n"
@@ -215,6 +231,12 @@ def test_pictures_in_folders_are_classified_and_scored_as_the_answers_are(talkin
     assert done.code == 0, done.err
     again = json.loads((talking.folder / "classified" / "scores.json").read_text())["zero_shot"]
     assert {**again, "model": None} == {**scores, "model": None}
+
+
+def test_a_benchmark_that_scores_files_asks_no_model(talking: Any) -> None:
+    done = talking.hialign("evaluate", RUN, "benchmark=[clip_retrieval]")
+    assert done.code == 1
+    assert "benchmark=clip_retrieval: scores a file and asks no model; use hialign score answers=FILE" in done.err
 
 
 def test_missing_images_are_told_before_anything_is_asked(talking: Any) -> None:

@@ -88,6 +88,8 @@ def _scored(
     if isinstance(benchmark, ZeroShot):
         scores = classify_and_score(subject, name, benchmark)
         return _told(name, scores, config), scores
+    if not callable(benchmark):
+        raise ValueError(f"benchmark={name}: scores a file and asks no model; use hialign score answers=FILE")
     found = benchmark(subject)
     return (found.numbers, found) if isinstance(found, Scores) else (found, None)
 
