@@ -9,8 +9,12 @@ import pytest
 from hialign.data import (
     Answer,
     BadRecord,
+    Conversation,
+    Dataset,
     Preference,
+    Skipped,
     Turn,
+    chosen_answers,
     hub_preferences,
     json_preferences,
     load_image,
@@ -268,3 +272,16 @@ def test_rlhf_v_needs_an_image_in_every_row_and_its_two_columns(table, cell):
 def test_a_preference_counts_the_words_of_its_longer_row():
     answers = Answer("a b"), Answer("a b c d")
     assert Preference("x", (), (Turn("one two", "three"), Turn("four", "")), answers).words == 2 + 1 + 1 + 1 + 4
+
+
+def test_chosen_answers_are_the_dialogues_with_the_answer_to_prefer_in_place():
+    turns = (Turn("<image>\nWhat?", "A cup."), Turn("Red?", ""))
+    first = Preference("a", ("1.jpg",), turns, (Answer("Yes."), Answer("No.")))
+    second = Preference("b", (), (Turn("Hi", ""),), (Answer("Hello"), Answer("Go away")))
+    left_out = (Skipped("file", "c", "broken"),)
+    found = chosen_answers(Dataset("pairs", [first, second], left_out, "skip"))
+    asked = Conversation("a", ("1.jpg",), (Turn("<image>\nWhat?", "A cup."), Turn("Red?", "Yes.")))
+    assert list(found.records) == [asked, Conversation("b", (), (Turn("Hi", "Hello"),))]
+    assert found.records[1:] == [Conversation("b", (), (Turn("Hi", "Hello"),))]
+    assert (found.name, found.skipped, found.on_error) == ("chosen of pairs", left_out, "skip")
+    assert pickle.loads(pickle.dumps(found)).records[0] == asked

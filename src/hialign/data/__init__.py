@@ -9,7 +9,7 @@ from hialign.data.halva import halva_preferences
 from hialign.data.hub import hub_caption_stream, hub_captions
 from hialign.data.llava import llava_captions, llava_conversations
 from hialign.data.loader import Loader
-from hialign.data.preferences import hub_preferences, json_preferences
+from hialign.data.preferences import chosen_answers, hub_preferences, json_preferences
 from hialign.data.records import (
     Answer,
     AnyData,
@@ -62,6 +62,7 @@ __all__ = [
     "Throughput",
     "Turn",
     "WorkerDied",
+    "chosen_answers",
     "coco_captions",
     "flickr8k",
     "hacl_captions",

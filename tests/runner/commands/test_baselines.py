@@ -81,3 +81,15 @@ def test_a_run_taken_up_again_compares_with_the_same_reference(workshop):
     assert done.code == 0, done.err
     whole, cut = (rows(workshop, "dpo", name) for name in ("whole", "cut"))
     assert [row["outer_loss"] for row in cut] == [row["outer_loss"] for row in whole]
+
+
+def test_the_chosen_answers_alone_are_learnt_of_the_records_that_dpo_compares(workshop):
+    """The same records in the same order: the first loss is minus the mean log-probability of DPO's chosen answers."""
+    found = {}
+    for outer in ("dpo", "chosen"):
+        done = workshop.hialign("train", "experiment=dpo", f"outer={outer}", *COMMON, f"name=of_{outer}")
+        assert done.code == 0, done.err
+        found[outer] = rows(workshop, "dpo", f"of_{outer}")[0]
+    tokens = -found["dpo"]["outer_chosen_logp"] * 4 / found["chosen"]["outer_loss"]
+    assert tokens == pytest.approx(round(tokens), rel=1e-5)  # nats of four answers over nats a token
+    assert round(tokens) >= 8  # each answer has a word and its end
