@@ -3,8 +3,7 @@
 For each seed a model is trained as LLaVA is, and each method of preference goes on from it, all by the same numbers of
 steps and rows. HACL is a way to pretrain: a run of its own from the base model. The controls go on from the same start:
 on more of what it was trained on, once at the methods' learning rate and once at the start's own; and on the chosen
-answers of the records whose pairs the methods compare. What is reported is test and counterfactual, which nothing was
-chosen by. Writes baselines.json, baselines.png and baselines.md.
+answers of the records whose pairs the methods compare. What is reported is counterfactual, which nothing was chosen by. Writes baselines.json, baselines.png and baselines.md.
 
 Runs that are done are not run again: the same command goes on where it was stopped. The files are written whenever all
 seeds of an arm are done, with the arms so far.
@@ -149,8 +148,9 @@ def train_words(arm: Arm, seed: int, start: Path, *, quick: bool = False) -> tup
 
 def _evaluate(quick: bool) -> tuple[str, ...]:
     names = ("tabletop_captions", "tabletop_pope", "tabletop_vqa")
+    asked = tuple(f"benchmark.{name}.splits=[counterfactual]" for name in names[1:])
     few = tuple(f"benchmark.{name}.size=4" for name in names) if quick else ()
-    return (f"benchmark=[{','.join(names)},captions]", "batch_size=100", "device=cpu", *few)
+    return (f"benchmark=[{','.join(names)},captions]", *asked, "batch_size=100", "device=cpu", *few)
 
 
 def read(run: Path) -> dict[str, Any]:
