@@ -3,10 +3,11 @@
 For each seed a model is trained as LLaVA is, and each method of preference goes on from it, all by the same numbers of
 steps and rows. HACL is a way to pretrain: a run of its own from the base model. The controls go on from the same start:
 on more of what it was trained on, once at the methods' learning rate and once at the start's own; and on the chosen
-answers of the records whose pairs the methods compare. What is reported is counterfactual, which nothing was chosen by. Writes baselines.json, baselines.png and baselines.md.
+answers of the records whose pairs the methods compare. What is reported is counterfactual, which nothing was chosen
+by. Writes baselines.json, baselines.png and baselines.md.
 
-Runs that are done are not run again: the same command goes on where it was stopped. The files are written whenever all
-seeds of an arm are done, with the arms so far.
+Runs that are done are not run again: the same command goes on where it was stopped. After each seed the files are
+written, with what there is so far.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -65,27 +67,27 @@ ARMS = (
     Arm("chosen answers", "dpo", ("outer=chosen",)),
     *(Arm(name, name) for name in ("dpo", "halva", "chip")),
     Arm("hacl", "hacl", INSTRUCTED, goes_on=False),
+)
+FURTHER = (
     Arm("trained on, full rate", "dpo", ("outer=instruct", "stages.prefer.lr=1.5e-3")),
     *(Arm(name, name) for name in ("mdpo", "tdpo", "ddpo")),
 )
 
 
 def main() -> None:
-    """Trains and scores what is missing, arm after arm, and writes the comparison after each."""
+    """Trains and scores what is missing, seed after seed, FURTHER arms last; writes the comparison after each seed."""
     settings = _settings()
     typed_here = " ".join(["python scripts/baselines.py", *sys.argv[1:]])  # the runs have arguments of their own
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     began = time.monotonic()
     rows: list[dict[str, Any]] = []
-    for number, arm in enumerate(ARMS):
-        for seed in settings.seeds:
+    total = len(settings.seeds) * len((*ARMS, *FURTHER))
+    for arms, seed in product((ARMS, FURTHER), settings.seeds):
+        for arm in arms:
             rows.append(score(arm, seed, settings))
             minutes = (time.monotonic() - began) / 60
-            print(
-                f"{len(rows)}/{len(settings.seeds) * len(ARMS)} {arm.name}, seed {seed}: {minutes:.1f} min", flush=True
-            )
-        if number >= ARMS.index(MORE):  # what all are compared with is there
-            told = _write(rows, settings, typed_here)
+            print(f"{len(rows)}/{total} {arm.name}, seed {seed}: {minutes:.1f} min", flush=True)
+        told = _write(rows, settings, typed_here)
     print(f"\n{told}\nwritten to {settings.docs}: baselines.json, baselines.png, baselines.md")
 
 
@@ -193,6 +195,7 @@ def compare(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     arms = [
         {
             "name": name,
+            "seeds": len(values[name]["chair_i"]),
             "scores": {key: mean95(list(seeds.values())) for key, seeds in values[name].items()},
             "differences": {
                 other: {key: mean95(_less(values[name][key], values[other][key])) for key in MEASURES}
@@ -258,12 +261,17 @@ def _table(
     arms: Sequence[Mapping[str, Any]], cells: Any, measures: Mapping[str, tuple[str, str]], *, starred: bool = False
 ) -> list[str]:
     lines = ["| | " + " | ".join(head for head, _ in measures.values()) + " |", "|---" + "|---:" * len(measures) + "|"]
+    most = max(arm["seeds"] for arm in arms)
     for arm in arms:
-        shown = [
-            with_half(cells(arm)[key], 3) + (" *" if starred and clear(cells(arm)[key]) else "") for key in measures
-        ]
-        lines.append(f"| {arm['name']} | " + " | ".join(shown) + " |")
+        values = [cells(arm)[key] for key in measures]
+        shown = [with_half(value, 3) + (" *" if starred and clear(value) else "") for value in values]
+        lines.append(f"| {called(arm, most)} | " + " | ".join(shown) + " |")
     return lines
+
+
+def called(arm: Mapping[str, Any], most: int) -> str:
+    """The arm's name, with the number of its seeds where others have more."""
+    return str(arm["name"]) + (f" ({arm['seeds']} of {most} seeds)" if arm["seeds"] < most else "")
 
 
 def clear(value: Mapping[str, Any]) -> bool:

@@ -41,7 +41,7 @@ def made(baselines: ModuleType, rows: list[dict[str, Any]]) -> dict[str, Any]:
 def test_what_goes_on_from_the_start_differs_in_its_outer_level_alone(baselines: ModuleType, composed: Any) -> None:
     """Parts, steps, rows and, but for the start's own, the rate: else a difference could be theirs."""
     seen = set()
-    for arm in (arm for arm in baselines.ARMS if arm.goes_on and arm.experiment != "halva"):
+    for arm in (arm for arm in (*baselines.ARMS, *baselines.FURTHER) if arm.goes_on and arm.experiment != "halva"):
         words = [word for word in baselines.train_words(arm, 3, Path("start")) if "from_run" not in word]
         stage = composed(*words).stages.prefer
         rate = stage.lr if "stages.prefer.lr=1.5e-3" not in arm.words else None
@@ -54,7 +54,7 @@ def test_the_controls_rate_is_the_one_that_the_start_ended_its_training_with(
     baselines: ModuleType, composed: Any
 ) -> None:
     start = composed(*baselines.train_words(baselines.START, 0, Path("start"))).stages.finetune
-    control = next(arm for arm in baselines.ARMS if arm.name == "trained on, full rate")
+    control = next(arm for arm in baselines.FURTHER if arm.name == "trained on, full rate")
     words = [word for word in baselines.train_words(control, 0, Path("start")) if "from_run" not in word]
     assert composed(*words).stages.prefer.lr == start.lr
     assert composed(*words).stages.prefer.outer == start.outer
@@ -97,6 +97,14 @@ def test_one_seed_has_no_interval_and_no_star(baselines: ModuleType) -> None:
     assert "better by more than the interval: none" in said
 
 
+def test_an_arm_with_fewer_seeds_says_so_and_is_compared_on_its_own(baselines: ModuleType) -> None:
+    rows = [row(baselines, name, seed, 0.1 * seed) for name in ("start", "trained on") for seed in (1, 2)]
+    rows.append(row(baselines, "dpo", 2, 0.1))
+    said = baselines.text(made(baselines, rows))
+    assert "| dpo (1 of 2 seeds) | -0.100 | " in said
+    assert "| trained on | 0.000 +- 0.000 | " in said
+
+
 def test_a_runs_training_is_read_at_its_two_ends(baselines: ModuleType, tmp_path: Path) -> None:
     lines = [f'{{"stage": "a", "outer_loss": 9, "seconds": 1, "step": {n}}}' for n in range(5)]
     lines += [f'{{"stage": "b", "outer_loss": {n}, "seconds": 1, "step": {n}}}' for n in range(20)]
@@ -108,7 +116,7 @@ def test_a_runs_training_is_read_at_its_two_ends(baselines: ModuleType, tmp_path
 
 
 def test_the_figure_is_drawn(baselines: ModuleType, tmp_path: Path) -> None:
-    names = [arm.name for arm in baselines.ARMS]
+    names = [arm.name for arm in (*baselines.ARMS, *baselines.FURTHER)]
     rows = [row(baselines, name, seed, 0.1 * seed) for name in names for seed in (0, 1)]
     baselines.draw(made(baselines, rows), tmp_path / "found.png")
     assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")
