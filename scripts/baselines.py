@@ -65,7 +65,7 @@ ARMS = (
     START,
     MORE,
     Arm("chosen answers", "dpo", ("outer=chosen",)),
-    *(Arm(name, name) for name in ("dpo", "halva", "chip")),
+    *(Arm(name, name) for name in ("dpo", "chip", "halva")),
     Arm("hacl", "hacl", INSTRUCTED, goes_on=False),
 )
 FURTHER = (
