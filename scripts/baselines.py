@@ -31,6 +31,7 @@ MEASURES = {  # how the tables call it, and where scores.json has it
     "chair_i": ("CHAIR-i", f"{CHAIR}/chair_i"),
     "chair_s": ("CHAIR-s", f"{CHAIR}/chair_s"),
     "recall": ("recall", f"{CHAIR}/recall"),
+    "mentions": ("mentions", f"{CHAIR}/mentions"),
     "adversarial": ("POPE adversarial", f"{POPE}/adversarial/accuracy"),
     "popular": ("popular", f"{POPE}/popular/accuracy"),
     "random": ("random", f"{POPE}/random/accuracy"),
