@@ -46,12 +46,16 @@ TENTH = 10  # a run's first and last share, of which the training's numbers are 
 
 @dataclass(frozen=True)
 class Arm:
-    """What is compared: ``words`` of `hialign train` that say how it differs; ``goes_on`` from the seed's start."""
+    """What is compared: ``words`` of `hialign train` that say how it differs; ``goes_on`` from the seed's start.
+
+    ``told`` is what the text says of it where the name does not.
+    """
 
     name: str
     experiment: str
     words: tuple[str, ...] = ()
     goes_on: bool = True
+    told: str = ""
 
     @property
     def slug(self) -> str:
@@ -59,18 +63,23 @@ class Arm:
 
 
 INSTRUCTED = ("outer=instruct", "stages.finetune.template=chat")  # it is to answer questions, as LLaVA does
-START = Arm("start", "llava", INSTRUCTED, goes_on=False)
+START = Arm("start", "llava", INSTRUCTED, goes_on=False, told="LLaVA's two stages, the second with questions too")
 # experiment=dpo with another outer level: the same parts, steps, rows and rate as the methods of preference have
-MORE = Arm("trained on", "dpo", ("outer=instruct",))
+MORE = Arm("trained on", "dpo", ("outer=instruct",), told="more of the start's own data, at dpo's learning rate")
 ARMS = (
     START,
     MORE,
-    Arm("chosen answers", "dpo", ("outer=chosen",)),
+    Arm("chosen answers", "dpo", ("outer=chosen",), told="supervised fine-tuning on the chosen answers of dpo's pairs"),
     *(Arm(name, name) for name in ("dpo", "chip", "halva")),
-    Arm("hacl", "hacl", INSTRUCTED, goes_on=False),
+    Arm("hacl", "hacl", INSTRUCTED, goes_on=False, told="the start's two stages, with HACL's contrast in the first"),
 )
 FURTHER = (
-    Arm("trained on, full rate", "dpo", ("outer=instruct", "stages.prefer.lr=1.5e-3")),
+    Arm(
+        "trained on, full rate",
+        "dpo",
+        ("outer=instruct", "stages.prefer.lr=1.5e-3"),
+        told="more of the start's own data, at its own learning rate",
+    ),
     *(Arm(name, name) for name in ("mdpo", "tdpo", "ddpo")),
 )
 
@@ -177,7 +186,7 @@ def read(run: Path) -> dict[str, Any]:
 def _write(rows: Sequence[Mapping[str, Any]], settings: argparse.Namespace, command: str) -> str:
     """Writes the three files; returns the text."""
     result = compare(rows) | {
-        "command": command.replace(str(settings.out), "RUNS"),
+        "command": command.replace(str(settings.out), "RUNS").replace(str(settings.docs), "DOCS"),
         "made_by": commits(rows),
         "machine": this_machine(),
     }
@@ -233,7 +242,7 @@ def _name(row: Mapping[str, Any]) -> str:
 
 def text(result: Mapping[str, Any]) -> str:
     """The comparison as markdown, every number of it from the runs."""
-    seeds = len(result["seeds"])
+    seeds, names = len(result["seeds"]), [arm["name"] for arm in result["arms"]]
     spread = "one seed, so without an interval" if seeds == 1 else f"means of {seeds} seeds, +- 95 % of them"
     lines = [
         "# The published baselines on Tabletop",
@@ -243,15 +252,20 @@ def text(result: Mapping[str, Any]) -> str:
         "![Made-up mentions against recall, and POPE against VQA](baselines.png)",
         "",
         f"{spread[0].upper()}{spread[1:]}. All but `start` and `hacl` go on from the start of their seed, by as many "
-        "steps and rows. `trained on` sees more of the start's own data, at the methods' learning rate and at the "
-        "start's; `chosen answers` is supervised fine-tuning on the chosen answers of the pairs that the methods of "
-        "preference compare. Captions and questions are those of 300 scenes of counterfactual, where partners never "
-        "meet; the yes ratio is that of the adversarial questions, half of whose answers are yes; the caption loss, in "
-        "nats a token, is that of the captions of 300 scenes of val.",
+        "steps and rows as each other:",
+        "",
+        *(f"- `{arm.name}`: {arm.told}" for arm in (*ARMS, *FURTHER) if arm.told and arm.name in names),
+        "",
+        "Captions and questions are those of 300 scenes of counterfactual, where partners never meet. CHAIR-i is the "
+        "share of made-up mentions, CHAIR-s that of captions with any, recall what captions find of what is there, "
+        "mentions how many things a caption names. The yes ratio is that of the adversarial questions, half of whose "
+        "answers are yes; the caption loss, in nats a token, is that of the captions of 300 scenes of val. All pairs "
+        "are of the biased train split. Of their wrong captions two in five name one thing more than the right one and "
+        "none names fewer, so that pairs also teach to say less.",
         "",
         *_table(result["arms"], lambda arm: arm["scores"], MEASURES),
     ]
-    for other, title in ((START.name, "the start"), (MORE.name, "the start trained on at the methods' rate")):
+    for other, title in ((START.name, "the start"), (MORE.name, "the start trained on")):
         shown = [arm for arm in result["arms"] if other in arm["differences"]]
         lines += ["", f"## Less {title}", "", "Differences seed by seed; * where the interval leaves out zero.", ""]
         lines += _table(shown, lambda arm, other=other: arm["differences"][other], MEASURES, starred=True)
