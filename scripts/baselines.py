@@ -72,16 +72,14 @@ ARMS = (
     Arm("chosen answers", "dpo", ("outer=chosen",), told="supervised fine-tuning on the chosen answers of dpo's pairs"),
     *(Arm(name, name) for name in ("dpo", "chip", "halva")),
     Arm("hacl", "hacl", INSTRUCTED, goes_on=False, told="the start's two stages, with HACL's contrast in the first"),
-)
-FURTHER = (
     Arm(
         "trained on, full rate",
         "dpo",
         ("outer=instruct", "stages.prefer.lr=1.5e-3"),
         told="more of the start's own data, at its own learning rate",
     ),
-    *(Arm(name, name) for name in ("mdpo", "tdpo", "ddpo")),
 )
+FURTHER = tuple(Arm(name, name) for name in ("mdpo", "tdpo", "ddpo"))
 
 
 def main() -> None:
@@ -261,9 +259,10 @@ def text(result: Mapping[str, Any]) -> str:
         "Captions and questions are those of 300 scenes of counterfactual, where partners never meet. CHAIR-i is the "
         "share of made-up mentions, CHAIR-s that of captions with any, recall what captions find of what is there, "
         "mentions how many things a caption names. The yes ratio is that of the adversarial questions, half of whose "
-        "answers are yes; the caption loss, in nats a token, is that of the captions of 300 scenes of val. All pairs "
-        "are of the biased train split. Of their wrong captions two in five name one thing more than the right one and "
-        "none names fewer, so that pairs also teach to say less.",
+        "answers are yes; the caption loss, in nats a token, is that of the captions of 300 scenes of val behind the "
+        "image alone, without the question that training has. All pairs are of the biased train split. Of their wrong "
+        "captions two in five name one thing more than the right one and none names fewer, so that pairs also teach to "
+        "say less.",
         "",
         *_table(result["arms"], lambda arm: arm["scores"], MEASURES),
     ]
@@ -315,11 +314,11 @@ def _trained(arms: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _found(result: Mapping[str, Any]) -> list[str]:
-    """Which arms make up less than the start, and than the start trained on, in words made of the numbers."""
-    lines = ["## Who makes up less", ""]
+    """Which arms are better and worse than the start, and than the start trained on, in words made of the numbers."""
+    lines = ["## Who makes up less, and at what cost", ""]
     for other in (START.name, MORE.name):
-        for key in ("chair_i", "adversarial"):
-            sign = -1 if key == "chair_i" else 1
+        for key in ("chair_i", "chair_s", "recall", "adversarial"):
+            sign = -1 if key.startswith("chair") else 1
             gains = {
                 arm["name"]: arm["differences"][other][key] for arm in result["arms"] if other in arm["differences"]
             }

@@ -54,7 +54,7 @@ def test_the_controls_rate_is_the_one_that_the_start_ended_its_training_with(
     baselines: ModuleType, composed: Any
 ) -> None:
     start = composed(*baselines.train_words(baselines.START, 0, Path("start"))).stages.finetune
-    control = next(arm for arm in baselines.FURTHER if arm.name == "trained on, full rate")
+    control = next(arm for arm in baselines.ARMS if arm.name == "trained on, full rate")
     words = [word for word in baselines.train_words(control, 0, Path("start")) if "from_run" not in word]
     assert composed(*words).stages.prefer.lr == start.lr
     assert composed(*words).stages.prefer.outer == start.outer
