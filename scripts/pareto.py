@@ -138,7 +138,7 @@ def main() -> None:
     result = compare(rows, {**flops, REFERENCE.family: flops["joint"]}) | {
         "command": f"python scripts/pareto.py {' '.join(sys.argv[1:])}".strip(),
         "settings": {key: getattr(settings, key) for key in ("steps", "seeds", "scenes", "jobs", "device")},
-        "machine": _machine(),
+        "machine": this_machine(),
     }
     settings.docs.mkdir(parents=True, exist_ok=True)
     (settings.docs / "pareto.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -198,7 +198,7 @@ def _job(arm: Arm, seed: int, settings: argparse.Namespace, best: float | None =
         "batch_size=100",
     )
     train = (*_train(arm, settings.steps, seed), *wanted, f"trainer.device={settings.device}")
-    return Job(arm, seed, folder, train, (*evaluate, f"device={settings.device}"), _base())
+    return Job(arm, seed, folder, train, (*evaluate, f"device={settings.device}"), base_digest())
 
 
 def _train(arm: Arm, steps: int, seed: int) -> tuple[str, ...]:
@@ -207,7 +207,8 @@ def _train(arm: Arm, steps: int, seed: int) -> tuple[str, ...]:
     return ("experiment=hierarchical", "model=tabletop", "data=tabletop", *arm.overrides, *lengths, f"seed={seed}")
 
 
-def _base() -> str:
+def base_digest() -> str:
+    """What tells the base model's weights from others."""
     from hialign.tabletop.model import FOLDER
 
     return hashlib.sha256((FOLDER / "model.safetensors").read_bytes()).hexdigest()[:16]
@@ -225,8 +226,8 @@ def score(job: Job) -> dict[str, Any]:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"key": key}) + "\n")  # before the run: what is half done may go on by this key alone
     where = (f"output={job.folder.parent.parent}", f"name={job.folder.name}", "resume=auto")
-    _type(("train", *job.train, *where), log)
-    _type(("evaluate", f"run={job.folder}", *job.evaluate), log)
+    typed(("train", *job.train, *where), log)
+    typed(("evaluate", f"run={job.folder}", *job.evaluate), log)
     scores = json.loads((job.folder / "scores.json").read_text())
     flat = {f"{benchmark}/{name}": n for benchmark, numbers in scores.items() for name, n in numbers.items()}
     steps = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
@@ -266,7 +267,7 @@ def count(task: tuple[Arm, Path, int]) -> tuple[str, float]:
 
     arm, out, steps = task
     file = out / "flops" / f"{arm.family}.json"
-    key = {"overrides": list(arm.overrides), "base": _base()}
+    key = {"overrides": list(arm.overrides), "base": base_digest()}
     if not file.is_file() or json.loads(file.read_text())["key"] != key:
         best = ("solver.best=0.0",) if arm.family == BUDGETED else ()  # it decides a weight, no product
         totals = []
@@ -274,13 +275,13 @@ def count(task: tuple[Arm, Path, int]) -> tuple[str, float]:
             name = f"{arm.family}-{length}-{os.getpid()}-{time.time_ns()}"
             command = ("train", *_train(arm, length, 0), *best, f"output={out / 'flops'}", f"name={name}")
             with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-                _type((*command, "trainer.device=cpu"), out / "flops" / f"{arm.family}.log")
+                typed((*command, "trainer.device=cpu"), out / "flops" / f"{arm.family}.log")
             totals.append(counter.get_total_flops())
         file.write_text(json.dumps({"key": key, "flops": totals[1] - totals[0]}) + "\n")
     return arm.family, json.loads(file.read_text())["flops"] * (steps // 2)
 
 
-def _type(words: Sequence[str], log: Path) -> None:
+def typed(words: Sequence[str], log: Path) -> None:
     """Types a command of hialign in this process, where all imports are made; what it says goes into ``log``."""
     import torch
 
@@ -301,7 +302,7 @@ def _type(words: Sequence[str], log: Path) -> None:
         raise RuntimeError(f"`hialign {' '.join(words)}` ended with {code}; {log} says why")
 
 
-def _machine() -> dict[str, Any]:
+def this_machine() -> dict[str, Any]:
     """What ran it, without its name."""
     from hialign.runner.names import provenance
 
@@ -309,7 +310,7 @@ def _machine() -> dict[str, Any]:
     models = [line.partition(":")[2].strip() for line in cpus.read_text().splitlines() if line.startswith("model name")]
     made = provenance()
     kept = {key: made[key] for key in ("time", "python", "versions", "commit", "uncommitted_changes")}
-    return {"cpu": models[0] if models else platform.machine(), "cores": os.cpu_count(), "base": _base(), **kept}
+    return {"cpu": models[0] if models else platform.machine(), "cores": os.cpu_count(), "base": base_digest(), **kept}
 
 
 def compare(rows: Sequence[Mapping[str, Any]], flops: Mapping[str, float]) -> dict[str, Any]:
@@ -338,14 +339,14 @@ def compare(rows: Sequence[Mapping[str, Any]], flops: Mapping[str, float]) -> di
         "chosen": choose(compared),
         "fronts": fronts,
         "dominated": {f"{x}/{y}": dominance(compared, rows, x, y) for x, y in PANELS},
-        "made_by": _versions(rows),
+        "made_by": commits(rows),
         "floor": rows[0]["floor"],
         "best_known": {"loss": least["test"]["inner"], "from": f"{_name(least)}, seed {least['seed']}"},
         "budget_above": min((row["val"]["inner"] for row in rows if _is_reference(row)), default=None),
     }
 
 
-def _versions(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def commits(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """How many runs each commit took part in; ``unknown`` for runs that do not say."""
     found: Counter[str] = Counter()
     for row in rows:
@@ -479,14 +480,15 @@ def _table(result: Mapping[str, Any]) -> str:
     for point in result["arms"]:
         star = " *" if point["name"] in result["chosen"].values() else ""
         fronts = [MEASURES[name.split("/")[1]][0] for name, names in result["fronts"].items() if point["name"] in names]
-        cells = [_number(point["test"][key]) for key in shown]
+        cells = [with_half(point["test"][key]) for key in shown]
         cells += ["; ".join(fronts), f"{point['flops'] / 1e12:.3g}", f"{point['seconds']['mean']:.0f}"]
         lines.append(f"| {point['name']}{star} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _number(value: Mapping[str, Any]) -> str:
-    return f"{value['mean']:.4f}" + (f" +- {value['half']:.4f}" if value["half"] is not None else "")
+def with_half(value: Mapping[str, Any], digits: int = 4) -> str:
+    """A mean of ``mean95`` with half of its interval, as a table shows it."""
+    return f"{value['mean']:.{digits}f}" + (f" +- {value['half']:.{digits}f}" if value["half"] is not None else "")
 
 
 def _verdict(result: Mapping[str, Any], x: str, y: str) -> list[str]:

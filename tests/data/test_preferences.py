@@ -9,8 +9,12 @@ import pytest
 from hialign.data import (
     Answer,
     BadRecord,
+    Conversation,
+    Dataset,
     Preference,
+    Skipped,
     Turn,
+    chosen_answers,
     chosen_captions,
     hub_preferences,
     json_preferences,
@@ -305,3 +309,16 @@ def test_chosen_captions_keep_what_was_skipped_before_them_and_want_preferences(
         chosen_captions(mix([preferences], [1.0]))
     with pytest.raises(ValueError, match="preferences: got CaptionedImage, wanted one data set of"):
         chosen_captions(data)
+
+
+def test_chosen_answers_are_the_dialogues_with_the_answer_to_prefer_in_place():
+    turns = (Turn("<image>\nWhat?", "A cup."), Turn("Red?", ""))
+    first = Preference("a", ("1.jpg",), turns, (Answer("Yes."), Answer("No.")))
+    second = Preference("b", (), (Turn("Hi", ""),), (Answer("Hello"), Answer("Go away")))
+    left_out = (Skipped("file", "c", "broken"),)
+    found = chosen_answers(Dataset("pairs", [first, second], left_out, "skip"))
+    asked = Conversation("a", ("1.jpg",), (Turn("<image>\nWhat?", "A cup."), Turn("Red?", "Yes.")))
+    assert list(found.records) == [asked, Conversation("b", (), (Turn("Hi", "Hello"),))]
+    assert found.records[1:] == [Conversation("b", (), (Turn("Hi", "Hello"),))]
+    assert (found.name, found.skipped, found.on_error) == ("chosen of pairs", left_out, "skip")
+    assert pickle.loads(pickle.dumps(found)).records[0] == asked

@@ -10,7 +10,7 @@ from hialign.data.hub import hub_caption_stream, hub_captions
 from hialign.data.keyed import CachedCollator, KeyedBatch, KeyedCollator, side_tokens
 from hialign.data.llava import llava_captions, llava_conversations
 from hialign.data.loader import Loader
-from hialign.data.preferences import chosen_captions, hub_preferences, json_preferences
+from hialign.data.preferences import chosen_answers, chosen_captions, hub_preferences, json_preferences
 from hialign.data.records import (
     Answer,
     AnyData,
@@ -66,6 +66,7 @@ __all__ = [
     "Throughput",
     "Turn",
     "WorkerDied",
+    "chosen_answers",
     "chosen_captions",
     "coco_captions",
     "flickr8k",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from hialign.data.files import Problems, folders, image_file, json_entries, named, numbered, read_text, with_images
 from hialign.data.records import (
@@ -13,6 +14,7 @@ from hialign.data.records import (
     Answer,
     BadRecord,
     CaptionedImage,
+    Conversation,
     Dataset,
     ImageSource,
     Part,
@@ -139,6 +141,36 @@ def _no_caption(record: Preference, least_words: int) -> str:
         return f"a preference of {len(record.images)} images is no captioned one"
     words = len(record.chosen.text.split())
     return f"its chosen answer, of {words} words, is no caption" if words < least_words else ""
+
+
+def chosen_answers(preferences: Dataset[Preference]) -> Dataset[Conversation]:
+    """The dialogues of ``preferences`` with their chosen answers: what supervised fine-tuning learns of the same set.
+
+    Record i is made of preference i when it is asked for, under its id; the rejected answer is left out.
+    """
+    records = _Chosen(preferences.records)
+    return Dataset(f"chosen of {preferences.name}", records, preferences.skipped, preferences.on_error)
+
+
+@dataclass(frozen=True)
+class _Chosen(Sequence[Conversation]):
+    preferences: Sequence[Preference]
+
+    def __len__(self) -> int:
+        return len(self.preferences)
+
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Conversation]: ...
+    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
+        found = self.preferences[index]
+        return _with_chosen(found) if isinstance(found, Preference) else [_with_chosen(one) for one in found]
+
+
+def _with_chosen(record: Preference) -> Conversation:
+    *before, last = record.turns
+    return Conversation(record.id, record.images, (*before, replace(last, answer=record.chosen.text)))
 
 
 def _from_entry(entry: Any, found: Mapping[str, Path], file: str, place: str) -> Preference:

@@ -113,3 +113,15 @@ def test_hacl_with_a_queue_goes_on_after_a_stop_as_if_there_had_been_none(worksh
     whole, cut = (rows(workshop, "hacl", f"queue_{name}") for name in ("whole", "cut"))
     assert [row["inner_queued"] for row in whole] == [0, 4, 6, 6]
     assert [row["inner_loss"] for row in cut] == [row["inner_loss"] for row in whole]
+
+
+def test_the_chosen_answers_alone_are_learnt_of_the_records_that_dpo_compares(workshop):
+    """The same records in the same order: the first loss is minus the mean log-probability of DPO's chosen answers."""
+    found = {}
+    for outer in ("dpo", "chosen"):
+        done = workshop.hialign("train", "experiment=dpo", f"outer={outer}", *COMMON, f"name=of_{outer}")
+        assert done.code == 0, done.err
+        found[outer] = rows(workshop, "dpo", f"of_{outer}")[0]
+    tokens = -found["dpo"]["outer_chosen_logp"] * 4 / found["chosen"]["outer_loss"]
+    assert tokens == pytest.approx(round(tokens), rel=1e-5)  # nats of four answers over nats a token
+    assert round(tokens) >= 8  # each answer has a word and its end
