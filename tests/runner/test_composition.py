@@ -11,6 +11,7 @@ import pytest
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from hialign.benchmarks.retrieval import Retrieval
 from hialign.benchmarks.scores import Benchmark
 from hialign.benchmarks.zero_shot import ZeroShot
 from hialign.runner import schema
@@ -181,7 +182,7 @@ def test_every_benchmark_builds(composed: Compose, benchmark: str) -> None:
     for key in OmegaConf.missing_keys(node):  # where annotations lie
         OmegaConf.update(config, key, "somewhere")
     built = build(node[benchmark], f"benchmark.{benchmark}")
-    assert callable(built) or isinstance(built, Benchmark | ZeroShot)
+    assert callable(built) or isinstance(built, Benchmark | ZeroShot | Retrieval)
 
 
 @pytest.mark.parametrize("tracker", names("tracker"))
