@@ -134,7 +134,7 @@ def test_a_user_s_error_is_one_line_without_traceback(
 
     stand_in(monkeypatch, main)
     assert cli.main(["train"]) == 1
-    assert capsys.readouterr().err == "hialign: stages.pretrain.solver: got 'joint', wanted an inner level\n"
+    assert capsys.readouterr().err == "hialign train: stages.pretrain.solver: got 'joint', wanted an inner level\n"
     monkeypatch.setenv("HIALIGN_TRACEBACK", "1")
     assert cli.main(["train"]) == 1
     assert "Traceback" in capsys.readouterr().err

@@ -132,7 +132,7 @@ def call(name: str, arguments: Sequence[str]) -> int:
         return 130
     except USER_ERRORS as error:
         print_traceback()
-        print(f"hialign: {error}", file=sys.stderr)
+        print(f"hialign {name}: {str(error).removeprefix(f'{name}: ')}", file=sys.stderr)
         return 1
     return code if isinstance(code, int) else 0
 

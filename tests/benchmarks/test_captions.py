@@ -305,3 +305,9 @@ def test_our_answers_and_llava_s_are_read_and_missing_ones_named(made: CocoCapti
         made.read(str(file))
     with pytest.raises(ValueError, match="no such file; wanted captions in COCO's layout"):
         CocoCaptions(root=str(tmp_path / "none"), metrics=OWN).questions()
+
+
+def test_an_id_may_have_zeros_before_it_as_in_coco_s_file_names(made: CocoCaptions, tmp_path: Path):
+    rows = [{"id": name.zfill(12), "answer": name} for name in made.entries]
+    (tmp_path / "zeros.json").write_text(json.dumps(rows))
+    assert made.read(str(tmp_path / "zeros.json")) == {name: name for name in made.entries}

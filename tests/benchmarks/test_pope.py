@@ -212,3 +212,9 @@ def test_both_versions_are_read_as_they_are(tmp_path: Path):
 def test_a_missing_file_says_where_it_is_to_be_had(tmp_path: Path):
     with pytest.raises(ValueError, match=r"coco_pope_random.json: no such file; wanted a file of POPE \(github.com"):
         Pope(root=str(tmp_path)).questions()
+
+
+def test_answers_that_are_no_answers_are_told(small: Pope):
+    assert small.score(dict.fromkeys(small.entries, "no")).flags[-1].endswith("the official script divides by zero")
+    told = small.score(dict.fromkeys(small.entries, "1")).flags
+    assert told == ["12 of 12 answers say neither yes nor no, which the official rule takes for a yes"]

@@ -117,8 +117,12 @@ class CocoCaptions:
     def read(self, answers: str) -> dict[str, str]:
         """Captions in COCO's format, a list of image_id and caption, in LLaVA's or HALVA's, lmms-eval's or ours."""
         entries = read_entries(answers, 'captions: a json list or a jsonl of {"image_id", "caption"}')
-        key = lambda entry: identity(entry, ("image_id", "id", "question_id"))  # noqa: E731
-        return join(entries, dict.fromkeys(self.entries, self.prompt), file=answers, key=key)
+        return join(entries, dict.fromkeys(self.entries, self.prompt), file=answers, key=self._key)
+
+    def _key(self, entry: Entry) -> str | None:
+        """The image that an entry is about; a number may have zeros before it, as in COCO's file names."""
+        found = identity(entry, ("image_id", "id", "question_id"))
+        return str(int(found)) if found is not None and found not in self.entries and found.isdecimal() else found
 
     def score(self, answers: Answers) -> Scores:
         """The numbers of ``statistic``, and METEOR behind them; an image is a unit."""

@@ -434,7 +434,10 @@ def _stored(entry: Entry, name: str) -> int:
 def _check(entry: Entry, place: str) -> str:
     """The judge's reply; a stored check stands for the word that it was made of."""
     if CHECK not in entry:
-        return replied(entry, place)
+        try:
+            return replied(entry, place)
+        except ValueError as error:
+            raise ValueError(f"{error}; or a stored check, {CHECK} of 0, 1 or 2") from error
     return {WRONG: "incorrect", RIGHT: "correct", UNCLEAR: "unclear"}[_stored(entry, CHECK)]
 
 

@@ -214,6 +214,11 @@ class Pope:
             for category in self.categories
             if not any(unit.get(f"{category}/tp") for unit in units.values())
         ]
+        unclear = sum(row["strict"] is None for row in rows)
+        if 2 * unclear > len(rows):
+            flags.append(
+                f"{unclear} of {len(rows)} answers say neither yes nor no, which the official rule takes for a yes"
+            )
         return Scores(
             numbers=numbers(units, statistic), units=units, statistic=statistic, correct=correct, rows=rows, flags=flags
         )

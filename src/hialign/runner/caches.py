@@ -145,7 +145,7 @@ def disagreements(have: Manifest, wanted: Manifest) -> list[str]:
     """The keys, with both values, in which what made a cache differs; but for what it holds."""
     one, other = ({key: value for key, value in made.key.items() if key != "tensors"} for made in (have, wanted))
     found = differences(one, other)
-    if "weights" in one and one["weights"] != other["weights"]:
+    if "weights" in one and one["weights"] != other["weights"] and have.made_from != wanted.made_from:
         found.append(f"made from {have.made_from} -> {wanted.made_from}")
     return found
 

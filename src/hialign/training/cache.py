@@ -27,7 +27,7 @@ from hialign.files import write_json
 FORMAT = 1
 MANIFEST = "manifest.json"
 SHARD_BYTES = 256 * 2**20
-SHARD_SECONDS = 60.0  # of making entries; what a kill may lose
+SHARD_SECONDS = 20.0  # of making entries; what a kill may lose
 
 Entry = Mapping[str, Tensor]  # by name, each (some, ...)
 Key = Mapping[str, Any]  # what made a cache; goes through json

@@ -140,7 +140,10 @@ def test_a_lora_run_goes_on_from_a_checkpoint_to_the_same_model(tuned: Any) -> N
         (("run=out/merged", "wide.png", "What?", "max_new_tokens=many"), "max_new_tokens: got 'many'"),
         (("run=out/merged", "wide.png", "What?", "dtype=fp8"), "dtype: got 'fp8', wanted one of auto, fp32, bf16"),
         (("run=out/merged", "wide.png", "max_new_tokns=4"), "there is no setting max_new_tokns; did you mean max_new"),
-        (("run=out/merged", "wide.png", "What?", "device=gpu"), "hialign: device: got 'gpu', wanted auto, cpu or cuda"),
+        (
+            ("run=out/merged", "wide.png", "What?", "device=gpu"),
+            "hialign ask: device: got 'gpu', wanted auto, cpu or cuda",
+        ),
         (("run=out/merged", "run=x", "wide.png", "What?"), "ask: a setting is given twice"),
         (("run=text_only", "wide.png", "What?"), "run: 'text_only' cannot be read: "),
         (("run=pictures", "wide.png", "What?"), "run=pictures: no run and no model in this folder"),

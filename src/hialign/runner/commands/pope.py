@@ -11,11 +11,12 @@ from hialign.benchmarks.pope import CATEGORIES
 from hialign.benchmarks.pope_build import build, coco_objects, listed_objects
 from hialign.runner import settings
 
-USAGE = "hialign data pope out=FOLDER instances=FILE | objects=FILE [files=pope] [images=500] [samples=3] [seed=0]"
+USAGE = "hialign data pope out=FOLDER instances=FILE | objects=FILE [files=coco_pope] [images=500] [samples=3] [seed=0]"
 ABOUT = """\
 instances is COCO's instances json; objects is a json list or a jsonl of {image, objects: [names]}, as a detector gives
 them. Of the images with at least `samples` objects, `images` are drawn (0: all in their order). Written are
-FILES_{random,popular,adversarial}.json, which benchmark=pope reads by benchmark.pope.root=FOLDER."""
+FILES_{random,popular,adversarial}.json, which benchmark=pope reads by benchmark.pope.root=FOLDER and, where FILES is
+another, benchmark.pope.files=FILES."""
 OPTIONAL = ("instances", "objects", "files", "images", "samples", "seed")
 
 
@@ -40,10 +41,12 @@ def main() -> None:
                 "images= to fewer, or to 0 for all"
             )
         fitting = random.Random(seed).sample(fitting, images)
-    out = Path(given["out"])
+    out, files = Path(given["out"]), given.get("files", "coco_pope")
     out.mkdir(parents=True, exist_ok=True)
     for category in CATEGORIES:
         questions = build({image: objects[image] for image in fitting}, category, samples=samples, seed=seed)
-        file = out / f"{given.get('files', 'pope')}_{category}.json"
+        file = out / f"{files}_{category}.json"
         file.write_text("".join(json.dumps(question) + "\n" for question in questions))
         print(f"{file}: {len(questions)} questions on {len(fitting)} images")
+    words = (f"root={out}", *(() if files == "coco_pope" else (f"files={files}",)), "images=FOLDER")
+    print(f"hialign evaluate run=... benchmark=[pope] {' '.join(f'benchmark.pope.{word}' for word in words)} asks them")
