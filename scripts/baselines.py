@@ -24,7 +24,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pareto import COLOURS, ROOT, T95, base_digest, commits, made_by, mean95, this_machine, typed, with_half
+from pareto import COLOURS, ROOT, base_digest, commits, made_by, this_machine, typed, with_half
+
+from hialign.benchmarks.intervals import T95, mean95
 
 CHAIR, POPE, VQA = "tabletop_captions/counterfactual", "tabletop_pope/counterfactual", "tabletop_vqa/counterfactual"
 MEASURES = {  # how the tables call it, and where scores.json has it

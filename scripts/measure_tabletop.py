@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+from hialign.benchmarks.intervals import mean95
 from hialign.tabletop.chair import Chair, chair
 from hialign.tabletop.render import NOISE
 from hialign.tabletop.world import COOCCURRENCE, sample, scene_id
-
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # Student's t at 97.5 %, by the number of seeds
 
 
 def main() -> None:
@@ -120,10 +118,9 @@ _KEYS = ("recall", "chair_i", "chair_s")
 
 
 def _line(name: str, values: list[float]) -> str:
-    mean = f"{statistics.fmean(values):.3f}"
-    if len(values) > 1:
-        mean += f" +- {T95[len(values)] * statistics.stdev(values) / len(values) ** 0.5:.3f}"
-    return f"| {name} | {mean} | {', '.join(f'{value:.3f}' for value in values)} |"
+    found = mean95(values)
+    half = "" if found["half"] is None else f" +- {found['half']:.3f}"
+    return f"| {name} | {found['mean']:.3f}{half} | {', '.join(f'{value:.3f}' for value in values)} |"
 
 
 if __name__ == "__main__":

@@ -15,11 +15,9 @@ import argparse
 import contextlib
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import platform
-import statistics
 import sys
 import threading
 import time
@@ -31,8 +29,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from hialign.benchmarks.intervals import T95, mean95
+
 ROOT = Path(__file__).resolve().parent.parent
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t
 INNER_ONLY = "1e6"  # the weight at which a sum is its inner part, but for parameters that the inner loss does not reach
 BUDGETED = "constrained_dual"
 MEASURES = {  # what is read of a run: how the table calls it, and where scores.json has it, to choose by and to report
@@ -354,12 +353,6 @@ def commits(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
             name = made["commit"][:10] if made["commit"] else "unknown"
             found[name + (" with uncommitted changes" if made["uncommitted_changes"] else "")] += 1
     return dict(found)
-
-
-def mean95(values: Sequence[float]) -> dict[str, Any]:
-    """The mean, half of its 95 % interval by Student's t (None of one value), and each."""
-    half = T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {"mean": statistics.fmean(values), "half": half, "each": list(values)}
 
 
 def choose(points: Sequence[Mapping[str, Any]]) -> dict[str, str]:

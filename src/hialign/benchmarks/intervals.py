@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +16,7 @@ Interval = tuple[float, float]
 Units = Mapping[str, Mapping[str, float]]
 PARTS = ("hits", "of")  # the counts that make a share
 Z95 = 1.959964  # of the normal distribution, 2.5 % lie beyond
+T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # Student's t
 
 
 def wilson(share: float, number: int) -> Interval:
@@ -30,6 +33,16 @@ def wilson(share: float, number: int) -> Interval:
     middle = (share + square / (2 * number)) / (1 + square / number)
     half = Z95 / (1 + square / number) * (share * (1 - share) / number + square / (4 * number**2)) ** 0.5
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def mean95(values: Sequence[float]) -> dict[str, Any]:
+    """``mean``, ``half`` of its 95 % interval by Student's t (None of one value), and ``each``: of up to ten seeds.
+
+    Source: Student 1908, Biometrika 6, 1-25.
+    Differs: nothing.
+    """
+    half = T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "half": half, "each": list(values)}
 
 
 def by_scene(
