@@ -189,10 +189,21 @@ def splits(plan: StagePlan) -> dict[Level, int | None]:
 
 
 def _fits(plan: StagePlan, level: Level, size: int) -> bool:
+    return need(plan, level, size)[1] <= plan.hardware.usable
+
+
+def need(plan: StagePlan, level: Level, size: int) -> tuple[str, float]:
+    """The fullest moment with ``size`` of the level's rows at a time, and its bytes: the level's or the optimiser's."""
     least: dict[Level, int] = {other: 1 for other in plan.levels()}
     found = memory(plan, least | {level: size})
     mine = {moment: items for moment, items in found.items() if moment.startswith(level) or "optimizer" in moment}
-    return sum(fullest(mine)[1].values()) <= plan.hardware.usable
+    moment, items = fullest(mine)
+    return moment, sum(items.values())
+
+
+def taken(tensors: float) -> float:
+    """Bytes of a GPU that so many bytes of tensors take, the reserve included."""
+    return tensors / (1 - LOST) + RESERVED
 
 
 def remedies(plan: StagePlan) -> list[str]:
@@ -211,8 +222,8 @@ def remedies(plan: StagePlan) -> list[str]:
 
 
 def least_memory(plan: StagePlan) -> float:
-    """GiB that a GPU would need for the smallest split."""
-    return (_least(plan) / (1 - LOST) + RESERVED) / GIB
+    """Bytes of a GPU that the smallest split takes, the reserve included."""
+    return taken(_least(plan))
 
 
 def _least(plan: StagePlan) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def test_chip_at_full_size_needs_no_data_and_no_download(workshop: Any) -> None:
     assert number(r"optimizer +([\d.]+) GiB", said) == pytest.approx(6_759_919_616 * 8 / 8 / 2**30, abs=0.005)
     # the reference saves nothing in a single epoch
     assert "reference states of preference: does not pay: saves nothing: with epochs=1" in said
-    # 98 % of 5,733 pairs
+    assert "5,618 records (RLHF-V-Dataset; 5,733 less 2 % held out)" in said
     assert "176 steps" in said
     assert not (workshop.folder / "runs").exists() or not list((workshop.folder / "runs").glob("chip*"))
 
@@ -83,7 +85,9 @@ def test_the_largest_split_fits_and_the_next_does_not(workshop: Any) -> None:
     words = (*CHIP, "gpus=8", "gpu_memory=27", "longest_answer=700")
     said = plan(workshop, *words, "stages.prefer.micro_batch_size=2")
     assert "2 at a time x 2 x 8 GPUs = 32 as configured: fits; the largest that fits is 2 at a time" in said
-    assert "GiB too many" in plan(workshop, *words, "stages.prefer.micro_batch_size=4")
+    said = refusal(workshop, *words, "stages.prefer.micro_batch_size=4")
+    assert "stages.prefer: does not fit: as configured: 4 outer rows at a time take " in said
+    assert "what makes that fit: stages.prefer.micro_batch_size=2\n" in said
 
 
 def test_two_levels_are_planned_with_their_solver_and_their_inner_batch(workshop: Any) -> None:
@@ -117,12 +121,14 @@ def test_data_of_unknown_size_leave_the_hours_open(workshop: Any) -> None:
         ((*CHIP, "-m", "gpus=8"), "got -m, wanted one plan at a time"),
         ((*CHIP, "prompt_tokens=2000"), "2000 . 100 tokens of text do not fit into max_length, which leaves 1472"),
         ((*CHIP, "model.checkpoint=some/other"), "architecture of 'some/other' is not kept here"),
-        (("experiment=joint", "model=vicuna_7b"), "no configs/recipe/joint_vicuna_7b.yaml.*hacl_vicuna_7b, llava"),
+        ((*CHIP, "solver=null"), "solver: got null, wanted a name of those that `hialign configs solver` lists"),
         ((*CHIP, "model.from_run=nowhere"), "model.from_run: nowhere has no model/"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_by_name(workshop: Any, words: tuple[str, ...], wanted: str) -> None:
-    assert re.search(wanted, refusal(workshop, *words))
+    said = refusal(workshop, *words)
+    assert re.search(wanted, said)
+    assert said.startswith("hialign plan: ") or "lrr" in wanted  # Hydra words a key that is unknown
 
 
 def test_another_models_recipe_may_be_taken(workshop: Any) -> None:
@@ -136,3 +142,82 @@ def test_a_plan_of_a_folder_reads_its_config_alone(workshop: Any, checkpoints: A
     said = plan(workshop, *words, f"model.clip.name={checkpoints.clip}", "output=" + str(tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
     assert "stage finetune, Single" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("experiment=hierarchical", "model=vicuna_7b", "gpus=8", "gpu_memory=900"),
+        ("experiment=joint", "model=qwen2_0_5b", "data=flickr8k", "gpu_memory=900"),
+    ],
+)
+def test_without_a_recipe_the_stages_own_values_hold_as_in_train(workshop: Any, words: tuple[str, ...]) -> None:
+    said = plan(workshop, *words)
+    experiment, model = (word.partition("=")[2] for word in words[:2])
+    assert f"NOTE: there is no configs/recipe/{experiment}_{model}.yaml: the stages' own lengths and rates hold" in said
+    # configs/stage/pretrain.yaml's rows, over all GPUs, and all of a GPU's at a time
+    assert re.search(r"outer batch: (256|32) at a time x 1 x [18] GPUs = 256 as configured", said)
+    assert ("of this model's: hacl_vicuna_7b, llava_lora_vicuna_7b, llava_vicuna_7b" in said) == ("vicuna" in model)
+
+
+def test_a_recipe_of_null_is_no_recipe(workshop: Any) -> None:
+    words = ("experiment=hacl", "model=vicuna_7b", "gpus=8", "gpu_memory=900")
+    assert "x 8 GPUs = 512 as configured" in plan(workshop, *words)  # the recipe's batch
+    assert "x 8 GPUs = 256 as configured" in plan(workshop, *words, "recipe=null")  # the stage's own
+
+
+def test_each_level_is_told_its_own_need_and_the_end_names_every_stage(workshop: Any) -> None:
+    done = workshop.hialign("plan", "experiment=hacl", "model=vicuna_7b", "gpus=1")
+    assert done.code == 1
+    assert "outer batch: 16 at a time x 32 x 1 GPUs = 512 as configured: fits; the largest" in done.out
+    many = number(r"inner batch: 512 .* as configured: ([\d.]+) GiB too many \(inner level, backward pass\)", done.out)
+    assert many == pytest.approx(
+        number(r"inner level, backward pass\)[^:]*:[\s\S]*?in all +([\d.]+)", done.out) - 80, abs=0.06
+    )
+    assert f"512 inner rows at a time take {80 + many:.1f} GiB a GPU, {many:.1f} more than gpu_memory=80" in done.err
+    assert re.search(r"stages.pretrain: does not fit: .*=64; stages.finetune: does not fit: one row", done.err)
+
+
+def test_what_tensors_take_and_the_reserve_are_what_the_end_says(workshop: Any) -> None:
+    done = workshop.hialign("plan", "experiment=llava", "model=vicuna_7b", "gpus=1")
+    table = done.out.partition("stage finetune")[2]
+    items = re.findall(r"^    [a-z' ]+? +([\d.]+) GiB", table, flags=re.MULTILINE)
+    *tensors, reserve, whole = map(float, items)
+    assert "reserve" in table
+    assert "of 80 GiB tensors may take 74.1\n" in table  # (80 - 2) * 0.95
+    assert whole == pytest.approx(sum(tensors) / 0.95 + 2, abs=0.05)
+    assert whole == pytest.approx(sum(tensors) + reserve, abs=0.05)
+    assert f"one row at a time takes {whole:.1f} GiB a GPU, {whole - 80:.1f} more than gpu_memory=80" in done.err
+    assert f"{whole - 80:.1f} GiB too many (optimizer's step); no split fits" in table
+
+
+def test_hacls_second_stage_is_llavas_and_what_train_does_is_told(workshop: Any) -> None:
+    said = plan(workshop, "experiment=hacl", "model=tiny")
+    assert "no data= given: planned with data=hacl outer=instruct" in said
+    assert "outer/instruct: 665,298 records (LLaVA-1.5's llava_v1_5_mix665k.json)" in said
+    assert "hialign train has this stage on captions, unless outer=instruct 'data.instruct={_target_: " in said
+    # who names data gets what train would take: captions
+    said = plan(workshop, "experiment=hacl", "model=tiny", "data=hacl")
+    assert said.count("outer/caption: 546,965 records") == 2
+    assert "stages.finetune is planned on captions (outer=caption), on which hialign train has it too" in said
+    # and records of their own are not counted as the publication's
+    own = "data.instruct={_target_: hialign.data.llava_conversations, annotations: my.json, images: here}"
+    said = plan(workshop, "experiment=hacl", "model=tiny", "data=hacl", "outer=instruct", own)
+    assert "hours unknown (of data=hacl the size is not known)" in said
+
+
+def test_a_slip_in_the_commands_own_settings_is_told_without_torch_or_hydra() -> None:
+    code = (
+        "import sys; from hialign import cli; code = cli.main(['plan', 'experiment=chip', 'gpu=8']); "
+        "sys.exit(code + 2 * bool({'torch', 'transformers', 'hydra'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "hialign plan: there is no setting gpu; did you mean gpus=?\n"
+    assert done.returncode == 1
+
+
+def test_data_that_lack_a_role_are_refused_in_trains_words(workshop: Any) -> None:
+    words = ("experiment=dpo", "model=tabletop", "data=flickr8k")
+    done = workshop.hialign("train", *words, "data.root=pictures")
+    assert done.code == 1
+    assert refusal(workshop, *words) == done.err.replace("hialign train: ", "hialign plan: ")
