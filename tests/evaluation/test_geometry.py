@@ -27,14 +27,11 @@ from hialign.evaluation.geometry import (
     uniformity,
 )
 
-FIXTURES = Path(__file__).resolve().parents[2].parent / "shared" / "fixtures" / "evaluation" / "clip"
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "clip"
 
 
 def fixture(name: str) -> dict[str, Any]:
-    path = FIXTURES / name
-    if not path.exists():
-        pytest.skip(f"no fixture at {path}")
-    content: dict[str, Any] = json.loads(path.read_text())
+    content: dict[str, Any] = json.loads((GOLDEN / name).read_text())
     return content
 
 

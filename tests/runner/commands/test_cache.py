@@ -57,6 +57,14 @@ def same(one: Path, other: Path) -> None:
 
 
 @pytest.fixture(scope="module")
+def workshop(workshop, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A folder of its own: other tests' runs are called as these are."""
+    folder = tmp_path_factory.mktemp("cached")
+    shutil.copytree(workshop.folder / "pictures", folder / "pictures")
+    return type(workshop)(folder)
+
+
+@pytest.fixture(scope="module")
 def made(workshop) -> str:
     """The cache of a CHiP run, of both kinds."""
     hialign(workshop, "cache", "experiment=chip", *PREFER, "cache=caches/chip", "what=[reference,features]")
@@ -160,7 +168,7 @@ def test_another_seed_finds_every_row_that_no_draw_decides(workshop, answers):
             ["data.paraphrase=0.25", "data.size=11", "model.seed=1"],
             [
                 *("data.source.paraphrase: 0.5 -> 0.25", "data.source.size: 12 -> 11", "data.sizes: [12] -> [11]"),
-                *("weights: ", "made from hialign.models.tiny -> hialign.models.tiny"),
+                "weights: ",
             ],
         ),
         (["trainer.precision=bf16"], ["precision: 'fp32' -> 'bf16'"]),
