@@ -176,3 +176,17 @@ def test_flags_may_stand_behind_the_settings() -> None:
     arguments = ["experiment=x", "-m", "seed=0,1", "--config-dir", "mine", "--cfg=job", "-c", "job"]
     wanted = ["-m", "--config-dir", "mine", "--cfg=job", "-c", "job", "experiment=x", "seed=0,1"]
     assert cli.flags_first(arguments) == wanted
+
+
+def test_a_recipe_may_be_left_out_and_another_group_may_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+    stand_in(monkeypatch, lambda: seen.append(list(sys.argv[1:])))
+    assert cli.main(["train", "experiment=dpo", "recipe=null", "cache=null"]) == 0
+    assert seen == [["experiment=dpo", "~recipe", "cache=null"]]
+    assert cli.main(["train", "model=null"]) == 1
+    assert "hialign train: model: got null, wanted a name of those that `hialign configs model` lists" in (
+        capsys.readouterr().err
+    )
+    assert len(seen) == 1

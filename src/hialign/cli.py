@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from hialign import __version__
-from hialign.runner.settings import print_traceback
+from hialign.runner.settings import print_traceback, without_null
 
 # name -> (module:function, one line of help). The functions take no arguments and read sys.argv, as Hydra's do.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -124,8 +124,8 @@ def load(target: str) -> Callable[[], object]:
 def call(name: str, arguments: Sequence[str]) -> int:
     """The exit code of one command, run with ``arguments`` in sys.argv."""
     target, _ = COMMANDS[name]
-    sys.argv = [f"hialign {name}", *flags_first(arguments)]
     try:
+        sys.argv = [f"hialign {name}", *flags_first([without_null(argument) for argument in arguments])]
         code = load(target)()
     except KeyboardInterrupt:
         print(f"\nhialign {name}: interrupted", file=sys.stderr)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
 OWN = (
     *("gpus", "gpu_memory", "mfu", "peak_flops", "sharding", "records"),
@@ -33,21 +32,9 @@ def read(words: Sequence[str]) -> tuple[Request, list[str]]:
     if {"-m", "--multirun"} & set(words):
         raise ValueError("got -m, wanted one plan at a time; call it once for each")
     own = [word for word in words if word.partition("=")[0].partition(".")[0] in OWN and "=" in word]
-    rest = [_without_null(word) for word in words if word not in own]
+    rest = [word for word in words if word not in own]
     _refuse_near(rest)
     return _request(own), rest
-
-
-def _without_null(word: str) -> str:
-    """``recipe=null`` as Hydra writes it; ``ValueError`` for another group's, which Hydra would answer by a crash."""
-    key, _, value = word.partition("=")
-    if value != "null":
-        return word
-    if key == "recipe":
-        return "~recipe"
-    if "." not in key and key.isidentifier() and files("hialign.configs").joinpath(key).is_dir():
-        raise ValueError(f"{key}: got null, wanted a name of those that `hialign configs {key}` lists; or leave it out")
-    return word
 
 
 def _refuse_near(words: Sequence[str]) -> None:

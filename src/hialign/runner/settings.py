@@ -6,6 +6,7 @@ import difflib
 import os
 import traceback
 from collections.abc import Sequence
+from importlib.resources import files
 
 
 def read(
@@ -36,6 +37,18 @@ def whole(name: str, value: str) -> int:
     if not value.isdecimal():
         raise ValueError(f"{name}: got {value!r}, wanted a whole number")
     return int(value)
+
+
+def without_null(word: str) -> str:
+    """``recipe=null`` as Hydra writes it; ``ValueError`` for another group's, which Hydra would answer by a crash."""
+    key, _, value = word.partition("=")
+    if value != "null":
+        return word
+    if key == "recipe":
+        return "~recipe"
+    if "." not in key and key.isidentifier() and files("hialign.configs").joinpath(key).is_dir():
+        raise ValueError(f"{key}: got null, wanted a name of those that `hialign configs {key}` lists; or leave it out")
+    return word
 
 
 def print_traceback() -> None:
