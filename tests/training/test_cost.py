@@ -16,6 +16,14 @@ def test_a_reference_cache_without_divergences_is_a_float_a_token() -> None:
     assert reference_bytes(10, 7, 4096) == 10 * 7 * (2 * 4096 + 4)
 
 
+def test_caching_takes_as_many_times_as_long_as_gpus_share_training_s_passes() -> None:
+    """10 s an epoch on 4 GPUs: 6 epochs take 60 s, and caching 40 s in one process; of 4 epochs nothing is left."""
+    assert cache_pays(10**6, 10.0, epochs=6, gpus=4)[1].startswith("saves 20 s")
+    pays, why = cache_pays(10**6, 10.0, epochs=4, gpus=4)
+    assert not pays
+    assert why == "saves nothing: its forward passes take 40 s in one process, those of 4 epochs on 4 GPUs 40 s"
+
+
 def test_no_cache_pays_in_a_single_epoch() -> None:
     pays, why = cache_pays(1, 1e6, epochs=1)
     assert not pays

@@ -26,7 +26,7 @@ class Finder(Protocol):
 
     def find(self, key: str) -> dict[str, Tensor] | None: ...
 
-    def none_of(self, name: str) -> Tensor: ...
+    def none_of(self, name: str) -> Tensor | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +99,8 @@ class CachedCollator:
         if self.reference is not None:
             batch = replace(batch, reference=self._reference(self.reference, items, keys))
         if self.features is not None:
-            changes: dict[str, Any] = {}
-            for name in keys[0].images:
-                changes[name] = self._features(self.features, name, items, keys)
+            found = {name: self._features(self.features, name, items, keys) for name in keys[0].images}
+            changes: dict[str, Any] = {name: images for name, images in found.items() if images is not None}
             batch = replace(batch, **changes)
         return batch
 
@@ -115,8 +114,8 @@ class CachedCollator:
                     found[name].append(entry[name.rpartition("_")[2]])
         return {name: torch.cat(tensors) for name, tensors in found.items()}
 
-    def _features(self, finder: Finder, name: str, items: list[Item], keys: list[_Keys]) -> Tensor:
-        """The features of all images of the field called ``name``."""
+    def _features(self, finder: Finder, name: str, items: list[Item], keys: list[_Keys]) -> Tensor | None:
+        """The features of all images of the field called ``name``; None where neither rows nor cache have any."""
         found = [
             self._found(finder, image, item, "an image of it")["features"]
             for item, key in zip(items, keys, strict=True)

@@ -185,7 +185,7 @@ class Root(nn.Module):
         """The layer that the language model reads, of what the tower gives out."""
         layer: Tensor = states.hidden_states[self.llava.config.vision_feature_layer]
         first = 1 if self.llava.config.vision_feature_select_strategy == "default" else 0  # drops the class token
-        return layer[:, first:]
+        return layer[:, first:].contiguous()  # as features from a cache are: the projector then adds up alike
 
     def _mean_embedding(self, caption: Tokens) -> Tensor:
         embeddings = self.llava.get_input_embeddings()(caption.ids)

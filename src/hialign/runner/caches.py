@@ -133,10 +133,13 @@ def _refuse_stale(part: Part, have: Manifest, folder: Path) -> None:
         done = have.steps - sum(end - begin for begin, end, _ in have.missing)
         raise ValueError(f"{where} is not finished, {done} of {have.steps} steps; run the same hialign cache again")
     epoch = part.loader.examples_per_epoch
-    if not have.drawn and epoch is not None and have.rows >= epoch:
+    mixed = len(part.loader.state_dict().get("sizes", ())) > 1  # weights then decide how soon a row comes
+    if not have.drawn and not mixed and epoch is not None and have.rows >= epoch:
         return  # every row, whatever the order
-    if changed := differences({"seed": have.walk["seed"]}, {"seed": part.wanted.walk["seed"]}):
-        raise ValueError(f"{where} is stale: a draw decides its rows, and {changed[0]}; {fix}")
+    names = set(have.walk) if mixed or part.wanted.walk["group_by_length"] else {"seed"}
+    there, here = ({name: walk[name] for name in names} for walk in (have.walk, part.wanted.walk))
+    if changed := differences(there, here):
+        raise ValueError(f"{where} is stale: a draw decides its rows, and {'; '.join(changed)}; {fix}")
     if have.rows < part.wanted.rows:
         raise ValueError(f"{where} is stale: rows: it has {have.rows}, and this run reads {part.wanted.rows}; {fix}")
 

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from hialign.models import Lora, Root, part_of
-from hialign.objectives import Contrastive, Objective, Preference
+from hialign.objectives import Contrastive, Objective
 from hialign.runner.build import build
 from hialign.runner.shapes import passes_of, reached_by, shapes_of
 from hialign.solvers import Group, Level, Single, Solver, assign_groups
@@ -258,28 +258,39 @@ def _divisors(number: int) -> list[int]:
 # --- caches -----------------------------------------------------------------------------------------------------------
 
 
-def caches(plan: StagePlan) -> list[str]:
-    """Of each cache that the stage could have, whether it pays; empty where it could have none."""
+def caches(plan: StagePlan, before: Sequence[StagePlan]) -> list[str]:
+    """Of each cache that the stage could have, whether it pays; empty where it could have none.
+
+    Outer levels have some. ``before`` are the run's earlier stages: the reference is the model that the first one
+    starts from, and a tower that one of them trains says something else in each.
+    """
     found = []
-    epochs = plan.epochs
-    for stream in plan.streams:
+    epochs, gpus, each = plan.epochs, plan.hardware.gpus, plan.size.compute
+    tower_rests = not any(one.shapes.vision.trains for one in (*before, plan))
+    for stream in plan.of("outer"):
         if stream.records is None:
             continue
         rows = round(stream.records)
         per_row = plan.passes(stream, 1)
         kept = [run for run in per_row if "reference" in run.name and "corrupted" not in run.name]
-        if kept:
+        if kept and not before:
             saved = sum(cost.total for run in kept for cost in flops(plan.shapes, run).values()) * rows
-            held = isinstance(stream.objective, Preference) and "chosen_kl" not in stream.objective.asked
-            answers, width = (2 if stream.name != "reference" else 1), 0 if held else plan.shapes.llm.width
-            size = reference_bytes(answers * rows, stream.tokens.answer, width)
-            found.append(f"reference states of {stream.name}: {_said(cache_pays(size, seconds(plan, saved), epochs))}")
+            names = [name for read in getattr(stream.objective, "reference_reads", {}).values() for name in read]
+            width = plan.shapes.llm.width if any(name.endswith("_states") for name in names) else 0
+            answers = 1 if any(name.startswith("text_") for name in names) else 2
+            size = reference_bytes(answers * rows, stream.tokens.answer, width, each)
+            pays = cache_pays(size, seconds(plan, saved), epochs, gpus=gpus)
+            found.append(f"reference states of {stream.name}: {_said(pays)}")
         images = stream.tokens.images if any(run.images for run in per_row) else 0
-        if images and not plan.shapes.vision.trains:
+        if images and tower_rests:
             towers = [flops(plan.shapes, run).get("vision", Flops()) for run in per_row if "corrupted" not in run.name]
-            size = feature_bytes(rows * images, plan.shapes.image_tokens, plan.shapes.vision.width)
+            drawn = epochs if any("corrupted" in run.name for run in per_row) else 0  # other ones in each epoch
+            size = feature_bytes(
+                round(rows * images * (1 + drawn)), plan.shapes.image_tokens, plan.shapes.vision.width, each
+            )
             saved = sum(tower.total for tower in towers) * rows
-            found.append(f"features of {stream.name}: {_said(cache_pays(size, seconds(plan, saved), epochs))}")
+            pays = cache_pays(size, seconds(plan, saved), epochs, gpus=gpus)
+            found.append(f"features of {stream.name}: {_said(pays)}")
     return found
 
 

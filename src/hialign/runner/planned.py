@@ -129,7 +129,7 @@ def _plan(config: DictConfig, request: Request, words: Sequence[str], published:
         streams = _streams(config, name, suite, image_tokens, request)
         plans.append(estimate.plan_stage(config, name, root, streams, trained, hardware))
     print("\n".join(_sizes(root, plans)))
-    troubles = [trouble for plan in plans for trouble in _say(plan)]
+    troubles = [trouble for i, plan in enumerate(plans) for trouble in _say(plan, plans[:i])]
     if troubles:
         raise ValueError("; ".join(troubles))
 
@@ -312,8 +312,8 @@ def _sizes(root: Root, plans: Sequence[StagePlan]) -> list[str]:
     return lines
 
 
-def _say(plan: StagePlan) -> list[str]:
-    """Prints the stage; returns what does not fit."""
+def _say(plan: StagePlan, before: Sequence[StagePlan]) -> list[str]:
+    """Prints the stage, which comes after those ``before``; returns what does not fit."""
     print(f"\nstage {plan.name}, {type(plan.solver).__name__}")
     print("\n".join([*_rows(plan), *_operations(plan)]))
     found = estimate.memory(plan, plan.micro)
@@ -325,7 +325,7 @@ def _say(plan: StagePlan) -> list[str]:
     print(f"    {'reserve':<28}{_gib(total - sum(items.values())):>9.2f} GiB {_reserve(plan.hardware)}")
     print(f"    {'in all':<28}{_gib(total):>9.2f} GiB of gpu_memory={plan.hardware.gpu_memory:g}")
     troubles = _fit(plan)
-    print("\n".join([*_time(plan), *(f"  cache, {line}" for line in estimate.caches(plan))]))
+    print("\n".join([*_time(plan), *(f"  cache, {line}" for line in estimate.caches(plan, before))]))
     return troubles
 
 

@@ -138,9 +138,11 @@ class Reader:
                 self._files[name] = safe_open(self.folder / name, framework="pt")
             return _read_entry(self._files[name], spans)
 
-    def none_of(self, name: str) -> Tensor:
-        """(0, ...): no rows of the tensors called ``name``."""
-        file, _ = next(place for place in self.places.values() if name in place[1]["spans"])
+    def none_of(self, name: str) -> Tensor | None:
+        """(0, ...): no rows of the tensors called ``name``; None where the cache has none at all."""
+        file = next((file for file, entry in self.places.values() if name in entry["spans"]), None)
+        if file is None:
+            return None
         with _damage(self.folder / file), safe_open(self.folder / file, framework="pt") as opened:
             empty: Tensor = opened.get_slice(name)[:0]
             return empty

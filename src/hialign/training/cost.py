@@ -383,11 +383,12 @@ def cache_pays(
     *,
     disk_rate: float = DISK_RATE,
     free_bytes: int | None = None,
+    gpus: int = 1,
 ) -> tuple[bool, str]:
     """Whether a cache saves time, and the sentence that says why.
 
-    The first reading of the data costs the same forward passes with a cache as without, so that ``epochs`` - 1 of them
-    are saved, for writing the cache once and reading it in every epoch.
+    Training's forward passes of all epochs are saved, for those of caching, which one process runs, for writing the
+    cache once and for reading it in every epoch.
 
     Args:
         num_bytes: of the cache, over all records.
@@ -395,6 +396,7 @@ def cache_pays(
         epochs: how often training reads each record.
         disk_rate: bytes a second, to and from the disk.
         free_bytes: what the disk has left; None where that is not known.
+        gpus: how many share training's forward passes; caching's take as many times as long.
     """
     _check(num_bytes=num_bytes, forward_seconds=forward_seconds, epochs=epochs)
     if not disk_rate > 0:
@@ -404,7 +406,10 @@ def cache_pays(
         return False, f"saves nothing: with epochs={epochs:g} no record is read twice, and the first reading fills it"
     if free_bytes is not None and num_bytes > free_bytes:
         return False, f"does not fit: it takes {size}, and the disk has {free_bytes / 1e9:,.1f} GB left"
-    saved, spent = (epochs - 1) * forward_seconds, (epochs + 1) * num_bytes / disk_rate
+    saved, spent = (epochs - gpus) * forward_seconds, (epochs + 1) * num_bytes / disk_rate
+    if saved <= 0:
+        passes = f"{gpus * forward_seconds:,.0f} s in one process, those of {epochs:g} epochs on {gpus} GPUs"
+        return False, f"saves nothing: its forward passes take {passes} {epochs * forward_seconds:,.0f} s"
     sums = f"saves {saved:,.0f} s of forward passes in {epochs:g} epochs, for {spent:,.0f} s of disk ({size})"
     return saved > spent, sums
 

@@ -290,6 +290,32 @@ def test_by_default_what_saves_nothing_is_left_out_and_why_is_said(workshop):
     assert not list((workshop.folder / "caches" / "once").rglob("*.safetensors"))
 
 
+def test_of_a_mixture_not_every_record_is_there_and_another_draw_is_refused(workshop):
+    mix = {name: f"{{_target_: hialign.tabletop.preferences, split: train, size: 20, seed: {name}}}" for name in (0, 1)}
+    data = f"{{_target_: hialign.data.mix, datasets: [{mix[0]}, {mix[1]}], weights: [0.95, 0.05]}}"
+    common = ("experiment=dpo", "data=tabletop", *SMALL, "model.seed=0")
+    common = (*common, "~outer.data.preference", f"+outer.data.preference={data}")
+    steps = ("stages.prefer.steps=12", "stages.prefer.batch_size=4")
+    hialign(workshop, "cache", *common, *steps, "cache=caches/mixed", "what=[reference]")
+    hialign(workshop, "train", *common, *steps, "cache=caches/mixed", "name=mixed")
+    said = refused(workshop, "train", *common, *steps, "cache=caches/mixed", "name=other", "seed=1")
+    assert "a draw decides its rows, and seed: 0 -> 1" in said
+    shutil.rmtree(workshop.run("other", "dpo"))
+
+
+def test_a_set_without_images_has_no_features_and_trains_from_a_cache_all_the_same(workshop):
+    lines = [{"prompt": f"Say {n}.", "chosen": "Yes, here.", "rejected": "No."} for n in range(8)]
+    (workshop.folder / "texts" / "images").mkdir(parents=True)
+    (workshop.folder / "texts" / "preferences.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = ("data=json_preferences", "data.root=texts", "data.holdout=0", *SMALL, *LENGTH, "model.seed=0")
+    hialign(workshop, "train", "experiment=dpo", *data, "name=texts")
+    hialign(workshop, "cache", "experiment=dpo", *data, "cache=caches/texts", "what=[reference,features]")
+    hialign(workshop, "train", "experiment=dpo", *data, "name=read_texts", "cache=caches/texts")
+    same(*(workshop.run(name, "dpo") for name in ("texts", "read_texts")))
+    often = ("stages.prefer.steps=30", "cache=caches/auto")
+    assert "the first batch has nothing of the kind" in hialign(workshop, "cache", "experiment=dpo", *data, *often).out
+
+
 def test_by_default_what_pays_is_written(workshop):
     common = ("experiment=dpo", *PREFER, "stages.prefer.steps=30")
     done = hialign(workshop, "cache", *common, "cache=caches/often")

@@ -68,8 +68,27 @@ def test_llavas_stages_have_the_published_sizes_and_the_operations_by_hand(works
 
 
 def test_a_cache_pays_where_the_data_are_read_again(workshop: Any) -> None:
-    said = plan(workshop, "experiment=mdpo", "model=llava_1_5_7b", "gpus=8")
-    assert "reference states of preference: pays: saves" in said
+    """Caching runs in one process: what three epochs on two GPUs save, on eight they do not."""
+    words = ("experiment=mdpo", "model=llava_1_5_7b")
+    assert "reference states of preference: pays: saves" in plan(workshop, *words, "gpus=2")
+    said = plan(workshop, *words, "gpus=8")
+    assert "reference states of preference: does not pay: saves nothing: its forward passes take" in said
+
+
+def test_only_what_can_be_cached_is_weighed(workshop: Any) -> None:
+    """Outer levels, towers that no stage has trained, and log-probabilities alone where the loss reads no states."""
+    said = plan(workshop, "experiment=hacl", "model=vicuna_7b", "gpus=8")
+    assert "features of caption" in said
+    assert "of pairs:" not in said
+    said = plan(workshop, "experiment=hierarchical", "model=tiny", "data=tabletop")
+    assert "features of" not in said, "the tower trains"
+    words = ("experiment=halva", "model=llava_1_5_7b", "records=21500", "stages.prefer.epochs=3")
+    states, alone = (
+        number(r"reference states of reference: .*\(([\d.]+) GB\)", plan(workshop, *words, f"outer.objective.kl={kl}"))
+        for kl in ("vocabulary", "target")
+    )
+    assert states > 10
+    assert alone < 0.1
 
 
 def test_what_does_not_fit_is_told_what_would_and_it_does(workshop: Any) -> None:

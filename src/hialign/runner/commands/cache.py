@@ -114,15 +114,17 @@ def _worth(part: Part, make: Make, folder: Path) -> tuple[bool, str]:
         return False, "the data are streamed, and nobody knows how often a row comes again"
     batch: Any = part.loader.peek()
     made = make(batch, ())
+    if not made.entries:
+        return False, "the first batch has nothing of the kind"
     began = time.perf_counter()
     make(batch, ())  # the first one also warms up
     seconds = (time.perf_counter() - began) / len(batch) * epoch
     size = sum(tensor.nbytes for entry in made.entries.values() for tensor in entry.values()) / len(batch) * epoch
     again = _read_again(part, made, batch)
+    epochs = part.wanted.rows / epoch
+    size *= again + (1 - again) * epochs  # what a draw makes is written anew in each epoch
     note = "" if again == 1 else f", of which a draw makes {1 - again:.0%} other ones in each epoch"
-    pays, why = cache_pays(
-        round(size), seconds * again, part.wanted.rows / epoch, free_bytes=shutil.disk_usage(folder).free
-    )
+    pays, why = cache_pays(round(size), seconds * again, epochs, free_bytes=shutil.disk_usage(folder).free)
     return pays, why + note
 
 
