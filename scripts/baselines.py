@@ -24,7 +24,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pareto import COLOURS, ROOT, base_digest, commits, made_by, this_machine, typed, with_half
+from pareto import COLOURS, ROOT, base_digest, commits, done_before, made_by, this_machine, typed, with_half
 
 from hialign.benchmarks.intervals import T95, mean95
 
@@ -124,13 +124,8 @@ def score(arm: Arm, seed: int, settings: argparse.Namespace) -> dict[str, Any]:
     words = train_words(arm, seed, start, quick=settings.quick)
     file, log = (folder.parent / f"{folder.name}.{end}" for end in ("json", "log"))
     key = {"train": list(words), "evaluate": list(_evaluate(settings.quick)), "base": base_digest()}
-    found = json.loads(file.read_text()) if file.is_file() else {}
-    if found and found["key"] != key:
-        raise ValueError(f"{folder} was made otherwise: {found['key']}, wanted {key}; use another --out")
-    if "row" in found:
-        return dict(found["row"])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"key": key}) + "\n")  # before the run: what is half done may go on by this key alone
+    if (found := done_before(folder, file, key)) is not None:
+        return found
     typed(("train", *words, f"output={settings.out}", f"name={folder.name}", "resume=auto"), log)
     typed(("evaluate", f"run={folder}", *_evaluate(settings.quick)), log)
     row = {

@@ -213,17 +213,27 @@ def base_digest() -> str:
     return hashlib.sha256((FOLDER / "model.safetensors").read_bytes()).hexdigest()[:16]
 
 
+def done_before(folder: Path, file: Path, key: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The run's row where ``file`` has it; else None, and ``file`` holds the key by which alone the run may go on.
+
+    A ValueError for a run that was begun by another key.
+    """
+    found = json.loads(file.read_text()) if file.is_file() else {}
+    if found and found["key"] != key:
+        raise ValueError(f"{folder} was made otherwise: {found['key']}, wanted {key}; use another --out")
+    if "row" in found:
+        return dict(found["row"])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"key": key}) + "\n")
+    return None
+
+
 def score(job: Job) -> dict[str, Any]:
     """In a worker: one run's row, trained and scored unless that was done."""
     key = {"train": list(job.train), "evaluate": list(job.evaluate), "base": job.base}
     file, log = (job.folder.parent / f"{job.folder.name}.{end}" for end in ("json", "log"))
-    found = json.loads(file.read_text()) if file.is_file() else {}
-    if found and found["key"] != key:
-        raise ValueError(f"{job.folder} was made otherwise: {found['key']}, wanted {key}; use another --out")
-    if "row" in found:
-        return dict(found["row"])
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"key": key}) + "\n")  # before the run: what is half done may go on by this key alone
+    if (found := done_before(job.folder, file, key)) is not None:
+        return found
     where = (f"output={job.folder.parent.parent}", f"name={job.folder.name}", "resume=auto")
     typed(("train", *job.train, *where), log)
     typed(("evaluate", f"run={job.folder}", *job.evaluate), log)

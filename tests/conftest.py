@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -20,6 +21,12 @@ os.environ.update(
     WANDB_MODE="offline",
     TOKENIZERS_PARALLELISM="false",
 )
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[str, str], ModuleType]:
+    """Runs a file of ``scripts`` under a name, and gives its module."""
+    return lambda name, file: run_file(name, REPO / "scripts" / file)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,10 +65,16 @@ def shared() -> Path:
 
 def beside(name: str) -> ModuleType:
     """The module in the file ``name`` of this folder, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    return run_file(name, Path(__file__).with_name(f"{name}.py"))
+
+
+def run_file(name: str, file: Path) -> ModuleType:
+    """The module ``name`` that a file makes."""
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look for their annotations' names
     spec.loader.exec_module(module)
     return module
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,15 +14,8 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def script(repo: Path) -> ModuleType:
-    file = repo / "scripts" / "benchmarks" / "evaluation.py"
-    found = importlib.util.spec_from_file_location("measure_evaluation", file)
-    assert found
-    assert found.loader
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # where dataclasses look for their annotations' names
-    found.loader.exec_module(module)
-    return module
+def script(load_script: Callable[[str, str], ModuleType]) -> ModuleType:
+    return load_script("measure_evaluation", "benchmarks/evaluation.py")
 
 
 def test_what_is_scored_is_as_much_as_the_titles_say(script: ModuleType, tmp_path: Path):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,14 +16,8 @@ import torch
 
 
 @pytest.fixture(scope="module")
-def script(repo: Path) -> ModuleType:
-    found = importlib.util.spec_from_file_location("measure_losses", repo / "scripts" / "benchmarks" / "losses.py")
-    assert found
-    assert found.loader
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # where dataclasses look for their annotations' names
-    found.loader.exec_module(module)
-    return module
+def script(load_script: Callable[[str, str], ModuleType]) -> ModuleType:
+    return load_script("measure_losses", "benchmarks/losses.py")
 
 
 def run(repo: Path, out: Path, only: str, *, path: Path | None = None) -> tuple[dict[str, Any], str]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,14 +15,8 @@ import torch
 
 
 @pytest.fixture(scope="module")
-def script(repo: Path) -> ModuleType:
-    found = importlib.util.spec_from_file_location("measure_solvers", repo / "scripts" / "benchmarks" / "solvers.py")
-    assert found
-    assert found.loader
-    module = importlib.util.module_from_spec(found)
-    sys.modules[found.name] = module  # where dataclasses look for their annotations' names
-    found.loader.exec_module(module)
-    return module
+def script(load_script: Callable[[str, str], ModuleType]) -> ModuleType:
+    return load_script("measure_solvers", "benchmarks/solvers.py")
 
 
 def test_the_towers_have_the_sizes_they_are_called_by(script: ModuleType):

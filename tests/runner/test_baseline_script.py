@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
 
 @pytest.fixture(scope="module")
-def baselines() -> ModuleType:
+def baselines(load_script: Callable[[str, str], ModuleType]) -> ModuleType:
     """The script, with the one that it borrows from."""
-    for name in ("pareto", "baselines"):
-        found = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-        assert found
-        assert found.loader
-        script = importlib.util.module_from_spec(found)
-        sys.modules[name] = script  # where its dataclasses look their annotations up
-        found.loader.exec_module(script)
-    return script
+    load_script("pareto", "pareto.py")
+    return load_script("baselines", "baselines.py")
 
 
 def row(baselines: ModuleType, name: str, seed: int, chair: float, **others: float) -> dict[str, Any]:

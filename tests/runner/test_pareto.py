@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,14 +19,8 @@ FLOPS = {"reference": 1e12, "joint": 1e12, "dynamic_barrier": 2e12}
 
 
 @pytest.fixture(scope="module")
-def pareto() -> ModuleType:
-    found = importlib.util.spec_from_file_location("pareto", FILE)
-    assert found
-    assert found.loader
-    script = importlib.util.module_from_spec(found)
-    sys.modules["pareto"] = script  # where its dataclasses look their annotations up
-    found.loader.exec_module(script)
-    return script
+def pareto(load_script: Callable[[str, str], ModuleType]) -> ModuleType:
+    return load_script("pareto", "pareto.py")
 
 
 def row(

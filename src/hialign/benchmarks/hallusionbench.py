@@ -22,7 +22,7 @@ from hialign.benchmarks.answers import (
     read_replies,
     replied,
 )
-from hialign.benchmarks.questions import join_known, no_replies, only_asked, read_questions
+from hialign.benchmarks.questions import join_known, no_replies, only_asked, read_questions, require_one_of
 from hialign.benchmarks.reply import yes_or_no
 from hialign.benchmarks.scores import Answers, Columns, Question, Scores, column, numbers, share
 
@@ -248,8 +248,7 @@ class HallusionBench:
     max_new_tokens: int = 1024
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ValueError(f"rule: got {self.rule!r}, wanted one of {', '.join(RULES)}")
+        require_one_of("rule", self.rule, RULES)
 
     @cached_property
     def whole(self) -> dict[str, Entry]:

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from hialign.benchmarks.answers import Entry, check_ids, first, identity, join, read_entries, replied
-from hialign.benchmarks.questions import judged, read_questions, require, strict_flags
+from hialign.benchmarks.questions import judged, read_questions, require, require_one_of, strict_flags
 from hialign.benchmarks.scores import Answers, Columns, Question, Scores, column, numbers, share_or_nan
 
 Rule = Literal["llava", "rlhf_v"]
@@ -131,8 +131,7 @@ class LlavaBench:
     max_new_tokens: int = 1024
 
     def __post_init__(self) -> None:
-        if self.rule not in RULES:
-            raise ValueError(f"rule: got {self.rule!r}, wanted one of {', '.join(RULES)}")
+        require_one_of("rule", self.rule, RULES)
 
     @cached_property
     def entries(self) -> dict[str, Entry]:

@@ -11,7 +11,7 @@ from typing import Any
 from hialign.benchmarks.answers import read_entries
 from hialign.benchmarks.pope import CATEGORIES
 from hialign.benchmarks.questions import INSTANCES as LISTED
-from hialign.benchmarks.questions import held, read_lists
+from hialign.benchmarks.questions import held, read_lists, require_one_of
 
 Objects = Mapping[str, Sequence[str]]  # image -> what is in it, each once
 INSTANCES = "COCO's instances_val2014.json (cocodataset.org, annotations_trainval2014.zip)"
@@ -59,8 +59,7 @@ def build(
     Source: Li et al. 2023, arXiv:2305.10355, section 4.1; code RUCAIBox/POPE@3df3ba1, utils.py.
     Differs: "an" instead of replacing every a of the question.
     """
-    if category not in CATEGORIES:
-        raise ValueError(f"category: got {category!r}, wanted one of {', '.join(CATEGORIES)}")
+    require_one_of("category", category, CATEGORIES)
     chosen = {image: found for image, found in objects.items() if len(found) >= samples}
     if not chosen or samples < 1:
         raise ValueError(f"samples: got {samples}, and {len(chosen)} of {len(objects)} images have as many objects")

@@ -29,6 +29,12 @@ INSTANCES = {  # what is needed of the lists of COCO's instances_*.json
 }
 
 
+def require_one_of(name: str, value: str, choices: Sequence[str]) -> None:
+    """Nothing, or a ValueError where the setting called ``name`` is none of its choices."""
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, wanted one of {', '.join(choices)}")
+
+
 def require(entry: Any, names: Iterable[str], place: str, wanted: str) -> None:
     """Nothing, or a ValueError that tells which of ``names`` the entry lacks."""
     lacking = [name for name in names if not isinstance(entry, dict) or name not in entry]

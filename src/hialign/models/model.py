@@ -18,6 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from hialign.files import write_json
 from hialign.models.heads import Alignment
 from hialign.models.llava_next import NEWLINE, flat_config
 from hialign.models.lora import base_state, merged_state
@@ -97,12 +98,8 @@ def save_beside(model: Model, folder: Path, *, merge: bool = True) -> None:
         model.clip_tokenizer.save_pretrained(beside)
     state = merged_state if merge else base_state
     save_file({name: t.contiguous() for name, t in state(model.root.alignment).items()}, beside / WEIGHTS)
-    _write_json(beside / "alignment.json", model.root.alignment.settings)
-    _write_json(beside / "native.json", asdict(model.native))
-
-
-def _write_json(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n")
+    write_json(beside / "alignment.json", model.root.alignment.settings)
+    write_json(beside / "native.json", asdict(model.native))
 
 
 def load(folder: str, *, dtype: str = "fp32") -> Model:
@@ -163,4 +160,4 @@ def _rename_tower(folder: Path) -> None:
     if index.is_file():
         content = json.loads(index.read_text())
         content["weight_map"] = {hub_name(name): file for name, file in content["weight_map"].items()}
-        _write_json(index, content)
+        write_json(index, content)
